@@ -1,0 +1,10 @@
+//! Pod wiring: what the CNI plugin does, as a library.
+//!
+//! The plugin binary (`sluice`) is a thin shell around this crate. The daemon uses it too, for what both must agree
+//! on: the names and numbers of what Sluice makes on a host ([`names`]), the file through which the daemon tells the
+//! plugin about the node ([`node_file`]), and the collection of what dead sandboxes left.
+//!
+//! This crate never talks to the daemon, to an API server or to the network: all it needs lies on the node.
+
+pub mod names;
+pub mod node_file;

@@ -1,0 +1,7 @@
+//! `sluiced`, the node daemon, and what `sluicectl` shares with it.
+//!
+//! Data flows one way: datastore → state → plan → apply → read back. A module's first lines say what it owns.
+
+pub mod proxy;
+pub mod reconcile;
+pub mod state;

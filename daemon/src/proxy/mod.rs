@@ -1,0 +1,41 @@
+//! Services in the dataplane: one trait, one backend per way of translating.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::state::service_port::{ServicePort, ServicePortKey};
+
+/// What a sync must look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dirty {
+    /// Everything: the first sync, or an audit. What the kernel holds beyond the desired set is removed.
+    All,
+    /// These alone: each is brought to what is desired now, or removed if it no longer is.
+    Only(BTreeSet<ServicePortKey>),
+}
+
+/// What a sync did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SyncReport {
+    /// Service ports written anew or changed.
+    pub changed: usize,
+    /// Service ports removed.
+    pub removed: usize,
+    /// What could not be programmed, and why; it is tried again at the next sync.
+    pub failed: Vec<(ServicePortKey, String)>,
+}
+
+/// A way of balancing Services. Whatever it programs keeps working when the daemon is gone.
+pub trait Proxy: Send {
+    /// Its name in config, status and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Brings the dataplane to `desired`, as far as `dirty` says.
+    ///
+    /// # Errors
+    /// What makes the dataplane as a whole unusable; a single Service's trouble is in the report.
+    fn sync(
+        &mut self,
+        desired: &BTreeMap<ServicePortKey, ServicePort>,
+        dirty: &Dirty,
+    ) -> anyhow::Result<SyncReport>;
+}

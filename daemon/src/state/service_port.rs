@@ -1,0 +1,127 @@
+//! What a Service comes to on this node: sets of addresses to listen on, each with the backends behind them.
+//!
+//! One Service becomes one [`ServicePort`] per port, address family and [`Scope`]. This is all the proxy sees: it
+//! knows nothing of EndpointSlices, selectors or traffic policies, they are folded in here.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Transport protocol of a Service port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// IPPROTO_TCP.
+    Tcp,
+    /// IPPROTO_UDP.
+    Udp,
+    /// IPPROTO_SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// The IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
+}
+
+/// Address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Which of a Service's backends a [`ServicePort`] holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// Those of the whole cluster.
+    Cluster,
+    /// Those on this node alone (`internalTrafficPolicy` or `externalTrafficPolicy: Local`).
+    Local,
+}
+
+/// Identity of a [`ServicePort`], the same over its whole life and over restarts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServicePortKey {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+    /// Name of the port; empty where a Service has but one and does not name it.
+    pub port: String,
+    /// Protocol of the port.
+    pub protocol: Protocol,
+    /// Family of all its addresses.
+    pub family: Family,
+    /// Which backends it balances over.
+    pub scope: Scope,
+}
+
+impl fmt::Display for ServicePortKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)?;
+        if !self.port.is_empty() {
+            write!(f, ":{}", self.port)?;
+        }
+        write!(f, "/{}", self.protocol)
+    }
+}
+
+/// Why an address leads to a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FrontendKind {
+    /// `spec.clusterIPs`.
+    ClusterIp,
+    /// `spec.ports[].nodePort` on one address of this node.
+    NodePort,
+    /// `spec.externalIPs`.
+    ExternalIp,
+    /// `status.loadBalancer.ingress[].ip`.
+    LoadBalancer,
+}
+
+/// An address and port that leads to a Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frontend {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// Why.
+    pub kind: FrontendKind,
+}
+
+/// An endpoint that takes new connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// Where connections go.
+    pub address: SocketAddr,
+    /// Whether it runs on this node.
+    pub local: bool,
+}
+
+/// One balanced set: every frontend leads to every backend, evenly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Sorted, without duplicates, all of the key's family.
+    pub frontends: Vec<Frontend>,
+    /// Sorted, without duplicates, all of the key's family. Empty: connections are refused at once.
+    pub backends: Vec<Backend>,
+    /// `sessionAffinity: ClientIP` with its time-out.
+    pub affinity: Option<Duration>,
+}

@@ -1,0 +1,1 @@
+//! Address allocation for the pods of one node.
