@@ -2,6 +2,9 @@
 //!
 //! Data flows one way: datastore → state → plan → apply → read back. A module's first lines say what it owns.
 
+pub mod config;
+pub mod datastore;
 pub mod proxy;
 pub mod reconcile;
 pub mod state;
+pub mod yaml;

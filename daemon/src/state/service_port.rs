@@ -4,7 +4,7 @@
 //! knows nothing of EndpointSlices, selectors or traffic policies, they are folded in here.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// Transport protocol of a Service port.
@@ -46,6 +46,16 @@ pub enum Family {
     V4,
     /// IPv6.
     V6,
+}
+
+impl Family {
+    /// The family of `address`.
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
 }
 
 /// Which of a Service's backends a [`ServicePort`] holds.
@@ -106,13 +116,24 @@ pub struct Frontend {
     pub kind: FrontendKind,
 }
 
+/// Where an endpoint is, seen from this node: decides which source address brings its replies back here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Place {
+    /// Here: replies pass this node whatever their source, so the client's address is kept.
+    ThisNode,
+    /// A pod elsewhere: replies come back to this node's address in the pod network.
+    PodNetwork,
+    /// Anything else, a node or a host outside: replies come back to this node's own address.
+    Outside,
+}
+
 /// An endpoint that takes new connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
     /// Where connections go.
     pub address: SocketAddr,
-    /// Whether it runs on this node.
-    pub local: bool,
+    /// Where it runs.
+    pub place: Place,
 }
 
 /// One balanced set: every frontend leads to every backend, evenly.

@@ -1,0 +1,566 @@
+//! The daemon's configuration: `/etc/sluice/config.yaml`, overridden by `SLUICE_*` variables.
+//!
+//! Pure but for [`Config::load`]. What is not understood is refused, with the line: an operator's typing slip must not
+//! become a default.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use crate::state::service_port::Family;
+use crate::yaml;
+
+/// Where the configuration lies unless a flag says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/sluice/config.yaml";
+
+/// The whole configuration; every key has a default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// This node's name in the cluster; empty: `$NODE_NAME`, else the hostname.
+    pub node_name: String,
+    /// Where desired state comes from.
+    pub datastore: Datastore,
+    /// The networks all pods are in, one per address family.
+    #[serde(rename = "clusterCIDRs")]
+    pub cluster_cidrs: Cidrs,
+    /// The networks ClusterIPs are in, one per address family.
+    #[serde(rename = "serviceCIDRs")]
+    pub service_cidrs: Cidrs,
+    /// Node to node.
+    pub network: Network,
+    /// Services.
+    pub proxy: Proxy,
+    /// Pods to the outside.
+    pub egress: Egress,
+    /// Metrics and health.
+    pub admin: Admin,
+    /// The daemon's own log.
+    pub log: Log,
+}
+
+/// Where desired state comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Datastore {
+    /// Which of the three.
+    pub kind: DatastoreKind,
+    /// For `kind: manifests`.
+    pub manifests: Manifests,
+}
+
+/// The datastores this build has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum DatastoreKind {
+    /// A folder of Kubernetes YAML.
+    #[default]
+    Manifests,
+}
+
+/// A folder of Kubernetes YAML.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Manifests {
+    /// Where it is; watched.
+    pub directory: PathBuf,
+}
+
+/// Node to node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Network {
+    /// How pod traffic reaches another node.
+    pub backend: NetworkBackend,
+    /// The uplink's name; empty: the device that holds the node's address.
+    pub interface: String,
+    /// MTU of pod interfaces in bytes; 0: the uplink's, less the overlay's overhead.
+    pub mtu: u32,
+    /// The overlay.
+    pub vxlan: Vxlan,
+}
+
+/// How pod traffic reaches another node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NetworkBackend {
+    /// `Direct` to nodes on the same link, `Vxlan` to the others.
+    #[default]
+    Auto,
+    /// An overlay: works wherever UDP between nodes does.
+    Vxlan,
+    /// Plain routes: nodes share a link.
+    Direct,
+}
+
+impl fmt::Display for NetworkBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Vxlan => "vxlan",
+            Self::Direct => "direct",
+        })
+    }
+}
+
+/// The overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Vxlan {
+    /// VXLAN network identifier, 24 bits; the same on all nodes.
+    pub vni: u32,
+    /// UDP port, the same on all nodes; 8472 is what flannel and Cilium use, IANA's is 4789.
+    pub port: u16,
+}
+
+/// Services.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Proxy {
+    /// Which dataplane translates.
+    pub mode: ProxyMode,
+    /// The networks whose addresses on this node serve NodePorts; empty: the node's own addresses.
+    #[serde(deserialize_with = "cidr_list")]
+    pub node_port_addresses: Vec<IpNetwork>,
+}
+
+/// Which dataplane translates Service addresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProxyMode {
+    /// The best one that works here.
+    #[default]
+    Auto,
+    /// At the socket and at the device, in eBPF.
+    Ebpf,
+    /// None: something else on the node does Services.
+    Off,
+}
+
+/// Pods to the outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Egress {
+    /// Whether pods leave the cluster with their node's address.
+    pub masquerade: bool,
+    /// Destinations that see the pod's own address all the same.
+    #[serde(rename = "nonMasqueradeCIDRs", deserialize_with = "cidr_list")]
+    pub non_masquerade_cidrs: Vec<IpNetwork>,
+}
+
+/// Metrics and health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Admin {
+    /// Where `/metrics` is served.
+    pub metrics: SocketAddr,
+    /// Where `/healthz` and `/readyz` are served.
+    pub health: SocketAddr,
+}
+
+/// The daemon's own log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Log {
+    /// The least severity that is written.
+    pub level: LogLevel,
+    /// Lines for people or for machines.
+    pub format: LogFormat,
+}
+
+/// Severity.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "the names are the meaning")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Networks, at most one per address family, without host bits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Cidrs(Vec<IpNetwork>);
+
+impl Cidrs {
+    /// The networks, in the order they were written.
+    pub fn iter(&self) -> impl Iterator<Item = &IpNetwork> {
+        self.0.iter()
+    }
+
+    /// Whether there is one of this family.
+    pub fn has(&self, family: Family) -> bool {
+        self.0.iter().any(|cidr| Family::of(cidr.ip()) == family)
+    }
+
+    /// Whether `inner` lies wholly in one of them.
+    pub fn contain(&self, inner: &IpNetwork) -> bool {
+        self.0
+            .iter()
+            .any(|cidr| cidr.contains(inner.ip()) && cidr.prefix() <= inner.prefix())
+    }
+}
+
+impl<'de> Deserialize<'de> for Cidrs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let list = cidr_list(deserializer)?;
+        for family in [Family::V4, Family::V6] {
+            let of_family: Vec<_> = list
+                .iter()
+                .filter(|cidr| Family::of(cidr.ip()) == family)
+                .map(ToString::to_string)
+                .collect();
+            if of_family.len() > 1 {
+                return Err(de::Error::custom(format!(
+                    "{} are of one address family; at most one network per family is wanted",
+                    of_family.join(" and ")
+                )));
+            }
+        }
+        Ok(Self(list))
+    }
+}
+
+fn cidr_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNetwork>, D::Error> {
+    Vec::<Cidr>::deserialize(deserializer).map(|list| list.into_iter().map(|cidr| cidr.0).collect())
+}
+
+/// One network as people write it; an element of its own so that an error points at its line.
+struct Cidr(IpNetwork);
+
+impl<'de> Deserialize<'de> for Cidr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse_cidr(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
+/// Parses `address/length` and drops host bits.
+///
+/// # Errors
+/// A sentence that quotes `text` and shows a right one.
+pub fn parse_cidr(text: &str) -> Result<IpNetwork, String> {
+    let wanted = "write an address and a prefix length, as in 10.244.0.0/16 or fd00:244::/48";
+    if !text.contains('/') {
+        return Err(format!("{text:?} is not a CIDR: {wanted}"));
+    }
+    let network: IpNetwork = text
+        .parse()
+        .map_err(|error| format!("{text:?} is not a CIDR ({error}): {wanted}"))?;
+    IpNetwork::new(network.network(), network.prefix()).map_err(|error| format!("{text:?}: {error}"))
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_name: String::new(),
+            datastore: Datastore::default(),
+            cluster_cidrs: Cidrs(vec![fixed_cidr([10, 244, 0, 0], 16)]),
+            service_cidrs: Cidrs(vec![fixed_cidr([10, 96, 0, 0], 12)]),
+            network: Network::default(),
+            proxy: Proxy::default(),
+            egress: Egress::default(),
+            admin: Admin::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+#[expect(
+    clippy::unwrap_used,
+    reason = "called with literal prefix lengths below 33 only"
+)]
+fn fixed_cidr(address: [u8; 4], prefix: u8) -> IpNetwork {
+    IpNetwork::new(address.into(), prefix).unwrap()
+}
+
+impl Default for Manifests {
+    fn default() -> Self {
+        Self {
+            directory: PathBuf::from("/etc/sluice/manifests"),
+        }
+    }
+}
+
+impl Default for Vxlan {
+    fn default() -> Self {
+        Self { vni: 1, port: 8472 }
+    }
+}
+
+impl Default for Egress {
+    fn default() -> Self {
+        Self {
+            masquerade: true,
+            non_masquerade_cidrs: Vec::new(),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            metrics: ([127, 0, 0, 1], 9095).into(),
+            health: ([127, 0, 0, 1], 9096).into(),
+        }
+    }
+}
+
+/// Why the configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("reading the configuration {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// The text is not a configuration.
+    #[error("{path}: {error}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Line, finding and remedy.
+        error: yaml::YamlError,
+    },
+    /// An environment variable does not fit.
+    #[error("the variable {name}={value:?}: {reason}")]
+    Variable {
+        /// Its name.
+        name: &'static str,
+        /// What it holds.
+        value: String,
+        /// What would be right.
+        reason: String,
+    },
+    /// Each key is right, but not together.
+    #[error("{path}: {reason}")]
+    Inconsistent {
+        /// The file.
+        path: PathBuf,
+        /// Which keys, and what would be right.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads the file at `path`, applies the `SLUICE_*` variables, fills in the node's name.
+    ///
+    /// A file that is not there is an empty one, if `path` is the default one.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; nothing is half-applied.
+    pub fn load(path: &Path, variable: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => {
+                String::new()
+            }
+            Err(source) => {
+                return Err(ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        let mut config = Self::parse(path, &text)?;
+        config.override_from(&variable)?;
+        if config.node_name.is_empty() {
+            let hostname = || {
+                nix::unistd::gethostname()
+                    .ok()
+                    .and_then(|name| name.into_string().ok())
+            };
+            config.node_name = variable("NODE_NAME").or_else(hostname).unwrap_or_default();
+        }
+        Ok(config)
+    }
+
+    /// Parses `text`, the content of the file at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with the line, or [`ConfigError::Inconsistent`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let empty = text
+            .lines()
+            .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
+        let config: Self = if empty {
+            Self::default()
+        } else {
+            yaml::parse(text).map_err(|error| ConfigError::Invalid {
+                path: path.to_owned(),
+                error,
+            })?
+        };
+        match config.inconsistency() {
+            Some(reason) => Err(ConfigError::Inconsistent {
+                path: path.to_owned(),
+                reason,
+            }),
+            None => Ok(config),
+        }
+    }
+
+    fn inconsistency(&self) -> Option<String> {
+        if self.cluster_cidrs.0.is_empty() {
+            return Some(
+                "clusterCIDRs is empty; name at least one network, as in [10.244.0.0/16]".to_owned(),
+            );
+        }
+        let orphan = self
+            .service_cidrs
+            .iter()
+            .find(|cidr| !self.cluster_cidrs.has(Family::of(cidr.ip())));
+        if let Some(cidr) = orphan {
+            return Some(format!(
+                "serviceCIDRs has {cidr}, but clusterCIDRs has no network of that address family; \
+                 add one there or take {cidr} out"
+            ));
+        }
+        if self.network.vxlan.vni == 0 || self.network.vxlan.vni >= 1 << 24 {
+            return Some(format!(
+                "network.vxlan.vni is {}; 1 to 16777215 is wanted",
+                self.network.vxlan.vni
+            ));
+        }
+        if self.network.mtu != 0 && !(1280..=65535).contains(&self.network.mtu) {
+            let mtu = self.network.mtu;
+            return Some(format!(
+                "network.mtu is {mtu}; 0 (found from the uplink) or 1280 to 65535 is wanted"
+            ));
+        }
+        None
+    }
+
+    fn override_from(&mut self, variable: impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
+        if let Some(value) = variable("SLUICE_NODE_NAME") {
+            self.node_name = value;
+        }
+        if let Some(value) = variable("SLUICE_MANIFESTS_DIRECTORY") {
+            self.datastore.manifests.directory = PathBuf::from(value);
+        }
+        override_key(&variable, "SLUICE_NETWORK_BACKEND", &mut self.network.backend)?;
+        override_key(&variable, "SLUICE_PROXY_MODE", &mut self.proxy.mode)?;
+        override_key(&variable, "SLUICE_LOG_LEVEL", &mut self.log.level)?;
+        override_key(&variable, "SLUICE_LOG_FORMAT", &mut self.log.format)
+    }
+}
+
+fn override_key<T: de::DeserializeOwned>(
+    variable: impl Fn(&str) -> Option<String>,
+    name: &'static str,
+    key: &mut T,
+) -> Result<(), ConfigError> {
+    if let Some(value) = variable(name) {
+        *key = yaml::parse(&value).map_err(|error| ConfigError::Variable {
+            name,
+            value,
+            reason: error.message,
+        })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("config.yaml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_written_is_all_defaults() {
+        assert_eq!(parse("# nothing\n").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn defaults_survive_a_round_trip() {
+        let text = serde_json::to_string(&Config::default()).unwrap();
+        assert_eq!(parse(&text).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn refusals_name_the_line_the_finding_and_the_remedy() {
+        for (text, wanted) in [
+            (
+                "nodeName: a\nclusterCIDR: []\n",
+                "config.yaml: line 2: unknown key \"clusterCIDR\"; did you mean \"clusterCIDRs\"?",
+            ),
+            (
+                "clusterCIDRs:\n- 10.244.0.0/16\n- 10.244.0.0/160\n",
+                "config.yaml: line 3: \"10.244.0.0/160\" is not a CIDR",
+            ),
+            (
+                "clusterCIDRs: [10.244.0.0]\n",
+                "\"10.244.0.0\" is not a CIDR: write an address and a prefix length",
+            ),
+            (
+                "clusterCIDRs: [10.1.0.0/16, 10.2.0.0/16]\n",
+                "10.1.0.0/16 and 10.2.0.0/16 are of one address family",
+            ),
+            (
+                "serviceCIDRs: ['fd00:96::/112']\n",
+                "no network of that address family",
+            ),
+            (
+                "network:\n  backend: vxlam\n",
+                "line 2: unknown value \"vxlam\"; did you mean \"vxlan\"?",
+            ),
+            (
+                "network:\n\tbackend: vxlan\n",
+                "line 2: a tab is used for indentation",
+            ),
+            ("network: { mtu: 70000 }\n", "network.mtu is 70000"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(
+                error.contains(wanted),
+                "{text:?} gave {error:?}, wanted {wanted:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn host_bits_are_dropped() {
+        let config = parse("clusterCIDRs: [10.244.3.4/16]\n").unwrap();
+        assert_eq!(config.cluster_cidrs.0[0].to_string(), "10.244.0.0/16");
+    }
+
+    #[test]
+    fn variables_override_and_are_checked() {
+        let mut config = Config::default();
+        config
+            .override_from(|name| (name == "SLUICE_PROXY_MODE").then(|| "off".to_owned()))
+            .unwrap();
+        assert_eq!(config.proxy.mode, ProxyMode::Off);
+        let error = config
+            .override_from(|name| (name == "SLUICE_PROXY_MODE").then(|| "epbf".to_owned()))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("SLUICE_PROXY_MODE") && error.contains("did you mean \"ebpf\""),
+            "{error}"
+        );
+    }
+}

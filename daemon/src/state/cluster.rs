@@ -1,0 +1,178 @@
+//! All objects of the cluster, folded from a datastore's events, and which Services each event touches.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::objects::{EndpointSlice, Kind, Node, Object, ObjectName, Pod, Service};
+
+/// What a change of an object touches.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Whether nodes changed: routes, tunnels, node addresses.
+    pub nodes: bool,
+    /// Services whose frontends or backends may have changed.
+    pub services: BTreeSet<ObjectName>,
+}
+
+/// The cluster as its datastore describes it.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    nodes: BTreeMap<String, Node>,
+    services: BTreeMap<ObjectName, Service>,
+    /// By Service, then by the slice's own name.
+    slices: BTreeMap<ObjectName, BTreeMap<ObjectName, EndpointSlice>>,
+    slice_owner: BTreeMap<ObjectName, ObjectName>,
+    pods: BTreeMap<ObjectName, Pod>,
+}
+
+impl Cluster {
+    /// Adds `object`, or replaces its older self.
+    pub fn upsert(&mut self, object: Object) -> Touched {
+        match object {
+            Object::Node(node) => {
+                let changed = self.nodes.get(&node.name) != Some(&node);
+                self.nodes.insert(node.name.clone(), node);
+                Touched {
+                    nodes: changed,
+                    ..Touched::default()
+                }
+            }
+            Object::Service(service) => {
+                let name = service.name.clone();
+                self.services.insert(name.clone(), service);
+                Touched {
+                    nodes: false,
+                    services: BTreeSet::from([name]),
+                }
+            }
+            Object::EndpointSlice(slice) => {
+                let mut touched = self.remove_slice(&slice.name);
+                let owner = ObjectName::new(slice.name.namespace.clone(), slice.service.clone());
+                self.slice_owner.insert(slice.name.clone(), owner.clone());
+                self.slices
+                    .entry(owner.clone())
+                    .or_default()
+                    .insert(slice.name.clone(), slice);
+                touched.services.insert(owner);
+                touched
+            }
+            Object::Pod(pod) => {
+                let mut services = self.selecting(&pod);
+                let name = pod.name.clone();
+                if let Some(old) = self.pods.insert(name, pod) {
+                    services.extend(self.selecting(&old));
+                }
+                Touched {
+                    nodes: false,
+                    services,
+                }
+            }
+        }
+    }
+
+    /// Removes an object; one that is not there touches nothing.
+    pub fn remove(&mut self, kind: Kind, name: &ObjectName) -> Touched {
+        match kind {
+            Kind::Node => Touched {
+                nodes: self.nodes.remove(&name.name).is_some(),
+                ..Touched::default()
+            },
+            Kind::Service => {
+                let services = self
+                    .services
+                    .remove(name)
+                    .map(|service| service.name)
+                    .into_iter()
+                    .collect();
+                Touched {
+                    nodes: false,
+                    services,
+                }
+            }
+            Kind::EndpointSlice => self.remove_slice(name),
+            Kind::Pod => {
+                let services = self
+                    .pods
+                    .remove(name)
+                    .map(|pod| self.selecting(&pod))
+                    .unwrap_or_default();
+                Touched {
+                    nodes: false,
+                    services,
+                }
+            }
+        }
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// The node called `name`.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+
+    /// All Services, by name.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.services.values()
+    }
+
+    /// The Service called `name`.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// The slices of the Service called `name`.
+    pub fn slices(&self, name: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices.get(name).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The pods that `service` selects; none if it has no selector.
+    pub fn selected<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Pod> {
+        self.pods
+            .range(ObjectName::new(service.name.namespace.clone(), "")..)
+            .map(|(_, pod)| pod)
+            .take_while(|pod| pod.name.namespace == service.name.namespace)
+            .filter(|pod| selects(service, pod))
+    }
+
+    /// Number of pods known.
+    pub fn pod_count(&self) -> usize {
+        self.pods.len()
+    }
+
+    fn remove_slice(&mut self, name: &ObjectName) -> Touched {
+        let Some(owner) = self.slice_owner.remove(name) else {
+            return Touched::default();
+        };
+        if let Some(slices) = self.slices.get_mut(&owner) {
+            slices.remove(name);
+            if slices.is_empty() {
+                self.slices.remove(&owner);
+            }
+        }
+        Touched {
+            nodes: false,
+            services: BTreeSet::from([owner]),
+        }
+    }
+
+    fn selecting(&self, pod: &Pod) -> BTreeSet<ObjectName> {
+        self.services
+            .range(ObjectName::new(pod.name.namespace.clone(), "")..)
+            .map(|(_, service)| service)
+            .take_while(|service| service.name.namespace == pod.name.namespace)
+            .filter(|service| selects(service, pod))
+            .map(|service| service.name.clone())
+            .collect()
+    }
+}
+
+fn selects(service: &Service, pod: &Pod) -> bool {
+    !service.selector.is_empty()
+        && service
+            .selector
+            .iter()
+            .all(|(key, value)| pod.labels.get(key) == Some(value))
+}
