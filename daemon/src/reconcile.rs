@@ -45,6 +45,20 @@ where
     wanted.chain(stale).collect()
 }
 
+/// A plan as two lists: what to set (created or updated), and what to delete with the value found.
+///
+/// For drivers whose kernel has a "replace", where creating and updating are one call.
+pub fn split<K, V>(plan: Vec<Change<K, V>>) -> (Vec<(K, V)>, Vec<(K, V)>) {
+    let (mut set, mut delete) = (Vec::new(), Vec::new());
+    for change in plan {
+        match change {
+            Change::Create(key, value) | Change::Update { key, to: value, .. } => set.push((key, value)),
+            Change::Delete(key, value) => delete.push((key, value)),
+        }
+    }
+    (set, delete)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,234 @@
+//! Node to node: tunnel devices, routes, neighbours and forwarding entries that carry pod traffic.
+//!
+//! Owns: the devices [`TUNNEL_V4`] and [`TUNNEL_V6`] with all on them, and every route of protocol
+//! [`sluice_cni::names::ROUTE_PROTOCOL`] to more than one address (those to a single one are the plugin's, one per
+//! pod). Never touches anything else of the host.
+//!
+//! [`paths`] decides per remote node, [`desired`] says what the kernel should hold, [`netlink`] reads and writes it,
+//! [`tunnel`] sees to the devices, [`sysctl`] to what the kernel needs switched on.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use anyhow::{Context, bail};
+use ipnetwork::IpNetwork;
+
+use crate::config;
+use crate::reconcile;
+use crate::state::node_routes::NodeRoutes;
+use crate::state::objects::Node;
+use crate::state::service_port::Family;
+
+pub mod desired;
+pub mod monitor;
+pub mod netlink;
+pub mod paths;
+pub mod sysctl;
+pub mod tunnel;
+pub mod vtep;
+
+/// The tunnel device over an IPv4 underlay.
+pub const TUNNEL_V4: &str = "sluice-vxlan";
+/// The tunnel device over an IPv6 underlay.
+pub const TUNNEL_V6: &str = "sluice-vxlan6";
+
+/// The tunnel device over an underlay of `family`.
+pub const fn tunnel_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => TUNNEL_V4,
+        Family::V6 => TUNNEL_V6,
+    }
+}
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+}
+
+/// The device that joins this node to the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// Which device.
+    pub device: Device,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its addresses, with the prefix of their link.
+    pub addresses: Vec<IpNetwork>,
+}
+
+/// What a pass over the network found and did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// The uplink.
+    pub uplink: Uplink,
+    /// The tunnel devices.
+    pub tunnels: Vec<Device>,
+    /// MTU of pod interfaces in bytes.
+    pub pod_mtu: u32,
+    /// How each remote pod CIDR is reached.
+    pub paths: BTreeMap<IpNetwork, paths::Path>,
+    /// What is wrong, one sentence each.
+    pub problems: Vec<String>,
+    /// Number of kernel objects that were changed.
+    pub changes: usize,
+}
+
+/// The reconciler of node-to-node traffic.
+pub struct Network {
+    kernel: netlink::Kernel,
+    settings: config::Network,
+}
+
+impl Network {
+    /// Opens the netlink socket.
+    ///
+    /// # Errors
+    /// The kernel refuses the socket.
+    pub fn open(settings: config::Network) -> anyhow::Result<Self> {
+        Ok(Self {
+            kernel: netlink::Kernel::open()?,
+            settings,
+        })
+    }
+
+    /// Brings the kernel to what `routes` says, for the node `own`.
+    ///
+    /// # Errors
+    /// What makes the network as a whole impossible: no uplink, no tunnel device. The trouble of one route is in the
+    /// outcome.
+    pub async fn reconcile(&self, own: &Node, routes: &NodeRoutes) -> anyhow::Result<Outcome> {
+        let uplink = self.uplink(own).await?;
+        let has_v6 = routes.own.iter().any(|cidr| Family::of(cidr.ip()) == Family::V6);
+        let mut problems = sysctl::ensure_forwarding(&uplink.device.name, has_v6);
+
+        let specs = tunnel::specs(&self.settings, &uplink, own);
+        let mut tunnels = BTreeMap::new();
+        let mut changes = 0;
+        for spec in &specs {
+            let (index, changed) = tunnel::ensure(&self.kernel, spec).await?;
+            problems.extend(sysctl::loosen_reverse_path(&spec.name));
+            changes += usize::from(changed);
+            tunnels.insert(
+                spec.family,
+                Device {
+                    index,
+                    name: spec.name.clone(),
+                },
+            );
+        }
+        changes += tunnel::remove_unwanted(&self.kernel, &specs).await?;
+
+        let decided = paths::decide(self.settings.backend, &uplink, own, routes);
+        problems.extend(decided.problems);
+        let desired = desired::desired(&decided.paths, &routes.own, &uplink, &tunnels);
+        let observed = self.kernel.observe(&tunnels).await?;
+        changes += self.apply(&desired, &observed, &mut problems).await;
+
+        let overhead = specs.iter().map(|spec| spec.overhead()).max().unwrap_or(0);
+        let pod_mtu = match self.settings.mtu {
+            0 => uplink.mtu.saturating_sub(overhead),
+            configured => configured,
+        };
+        let tunnels = tunnels.into_values().collect();
+        Ok(Outcome {
+            uplink,
+            tunnels,
+            pod_mtu,
+            paths: decided.paths,
+            problems,
+            changes,
+        })
+    }
+
+    /// Applies the differences: what others lean on first, what leans on others last; the other way round to remove.
+    async fn apply(
+        &self,
+        desired: &desired::KernelState,
+        observed: &desired::KernelState,
+        problems: &mut Vec<String>,
+    ) -> usize {
+        let mut count = 0;
+        let mut note = |result: anyhow::Result<()>| match result {
+            Ok(()) => count += 1,
+            Err(error) => problems.push(format!("{error:#}")),
+        };
+        let (addresses, stale_addresses) =
+            reconcile::split(reconcile::plan(&desired.addresses, &observed.addresses));
+        let (neighbours, stale_neighbours) =
+            reconcile::split(reconcile::plan(&desired.neighbours, &observed.neighbours));
+        let (fdb, stale_fdb) = reconcile::split(reconcile::plan(&desired.fdb, &observed.fdb));
+        let (routes, stale_routes) = reconcile::split(reconcile::plan(&desired.routes, &observed.routes));
+        for ((index, address), ()) in addresses {
+            note(self.kernel.add_address(index, address).await);
+        }
+        for ((index, address), mac) in neighbours {
+            note(self.kernel.set_neighbour(index, address, mac).await);
+        }
+        for ((index, mac), destination) in fdb {
+            note(self.kernel.set_fdb(index, mac, destination).await);
+        }
+        for (destination, route) in routes {
+            note(self.kernel.set_route(destination, &route).await);
+        }
+        for (destination, route) in stale_routes {
+            note(self.kernel.delete_route(destination, &route).await);
+        }
+        for ((index, mac), destination) in stale_fdb {
+            note(self.kernel.delete_fdb(index, mac, destination).await);
+        }
+        for ((index, address), mac) in stale_neighbours {
+            note(self.kernel.delete_neighbour(index, address, mac).await);
+        }
+        for ((index, address), ()) in stale_addresses {
+            note(self.kernel.delete_address(index, address).await);
+        }
+        count
+    }
+
+    async fn uplink(&self, own: &Node) -> anyhow::Result<Uplink> {
+        let uplinks = self.kernel.uplinks().await?;
+        let wanted = &self.settings.interface;
+        if !wanted.is_empty() {
+            return uplinks
+                .into_iter()
+                .find(|uplink| uplink.device.name == *wanted)
+                .with_context(|| {
+                    format!("network.interface is {wanted:?}, but there is no such device that is up")
+                });
+        }
+        let holds = |uplink: &Uplink, address: &IpAddr| uplink.addresses.iter().any(|a| a.ip() == *address);
+        let found = own
+            .addresses
+            .iter()
+            .find_map(|address| uplinks.iter().find(|uplink| holds(uplink, address)).cloned());
+        match found {
+            Some(uplink) => Ok(uplink),
+            None => bail!(
+                "no device holds an address of node {} ({}); correct status.addresses of the Node or set network.interface",
+                own.name,
+                own.addresses
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+        }
+    }
+
+    /// Removes all that this module ever makes.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn remove_all(&self) -> anyhow::Result<()> {
+        tunnel::remove_unwanted(&self.kernel, &[]).await?;
+        let observed = self.kernel.observe(&BTreeMap::new()).await?;
+        for (destination, route) in observed.routes {
+            self.kernel.delete_route(destination, &route).await?;
+        }
+        Ok(())
+    }
+}

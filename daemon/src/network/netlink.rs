@@ -1,0 +1,457 @@
+//! The thin side: reads and writes the kernel's routes, neighbours, forwarding entries and addresses.
+//!
+//! Every error says what was tried and on what; the kernel's answer follows it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use anyhow::Context;
+use futures_util::TryStreamExt;
+use ipnetwork::IpNetwork;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::{Handle, RouteMessageBuilder};
+use sluice_cni::names::ROUTE_PROTOCOL;
+
+use super::desired::{KernelState, Route};
+use super::vtep::Mac;
+use super::{Device, Uplink};
+use crate::state::service_port::Family;
+
+/// `RTA_METRICS` aside, IPv6 routes differ by metric: this is the one of Sluice's (the kernel's own default).
+const METRIC_V6: u32 = 1024;
+
+/// A netlink socket of the route family.
+#[derive(Clone)]
+pub struct Kernel {
+    handle: Handle,
+}
+
+impl Kernel {
+    /// Opens the socket and starts the task that reads it.
+    ///
+    /// # Errors
+    /// The kernel refuses the socket.
+    pub fn open() -> anyhow::Result<Self> {
+        let (connection, handle, _) =
+            rtnetlink::new_connection().context("opening a netlink socket (NETLINK_ROUTE)")?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// The socket itself, for what this type has no word for.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// All devices that are up and hold a routable address.
+    ///
+    /// # Errors
+    /// The kernel's answer to listing links or addresses.
+    pub async fn uplinks(&self) -> anyhow::Result<Vec<Uplink>> {
+        let mut addresses: BTreeMap<u32, Vec<IpNetwork>> = BTreeMap::new();
+        for message in self.addresses().await? {
+            if let Some(network) = address_of(&message) {
+                addresses.entry(message.header.index).or_default().push(network);
+            }
+        }
+        let mut uplinks = Vec::new();
+        let links: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .context("listing network devices")?;
+        for link in links {
+            let index = link.header.index;
+            let up =
+                link.header.flags.contains(LinkFlags::Up) && !link.header.flags.contains(LinkFlags::Loopback);
+            if let (true, Some(addresses)) = (up, addresses.remove(&index)) {
+                let device = Device {
+                    index,
+                    name: link_name(&link),
+                };
+                uplinks.push(Uplink {
+                    device,
+                    mtu: link_mtu(&link),
+                    addresses,
+                });
+            }
+        }
+        Ok(uplinks)
+    }
+
+    /// What the kernel holds of Sluice's now.
+    ///
+    /// # Errors
+    /// The kernel's answer to a listing.
+    pub async fn observe(&self, tunnels: &BTreeMap<Family, Device>) -> anyhow::Result<KernelState> {
+        let mut state = KernelState::default();
+        let ours = |index: u32| tunnels.values().any(|tunnel| tunnel.index == index);
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut filter = RouteMessage::default();
+            filter.header.address_family = family;
+            let routes: Vec<RouteMessage> = self
+                .handle
+                .route()
+                .get(filter)
+                .execute()
+                .try_collect()
+                .await
+                .context("listing routes")?;
+            state.routes.extend(routes.iter().filter_map(route_of));
+            let entries: Vec<NeighbourMessage> = self
+                .handle
+                .neighbours()
+                .get()
+                .set_address_family(family)
+                .execute()
+                .try_collect()
+                .await
+                .context("listing neighbours")?;
+            for entry in entries.iter().filter(|entry| ours(entry.header.ifindex)) {
+                // What the kernel learns or probes by itself on such a device is not an entry of ours to judge.
+                if entry.header.state == NeighbourState::Permanent
+                    && let (Some(mac), Some(address)) = (mac_of(entry), destination_of(entry))
+                {
+                    state.neighbours.insert((entry.header.ifindex, address), mac);
+                }
+            }
+        }
+        let entries: Vec<NeighbourMessage> = self
+            .handle
+            .neighbours()
+            .get()
+            .set_address_family(AddressFamily::Bridge)
+            .execute()
+            .try_collect()
+            .await
+            .context("listing forwarding entries")?;
+        for entry in entries.iter().filter(|entry| ours(entry.header.ifindex)) {
+            if let (Some(mac), Some(address)) = (mac_of(entry), destination_of(entry)) {
+                state.fdb.insert((entry.header.ifindex, mac), address);
+            }
+        }
+        for message in self
+            .addresses()
+            .await?
+            .iter()
+            .filter(|message| ours(message.header.index))
+        {
+            if let Some(network) = address_of(message) {
+                state.addresses.insert((message.header.index, network), ());
+            }
+        }
+        Ok(state)
+    }
+
+    async fn addresses(&self) -> anyhow::Result<Vec<AddressMessage>> {
+        self.handle
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .context("listing addresses")
+    }
+
+    /// Adds an address to a device; without duplicate address detection, which would delay it for nothing.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub async fn add_address(&self, index: u32, address: IpNetwork) -> anyhow::Result<()> {
+        let mut request = self
+            .handle
+            .address()
+            .add(index, address.ip(), address.prefix())
+            .replace();
+        if address.is_ipv6() {
+            request
+                .message_mut()
+                .attributes
+                .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        }
+        request
+            .execute()
+            .await
+            .with_context(|| format!("adding the address {address} to device {index}"))
+    }
+
+    /// Removes an address from a device.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub async fn delete_address(&self, index: u32, address: IpNetwork) -> anyhow::Result<()> {
+        // The same message, sent as a deletion, names the same address.
+        let mut request = self.handle.address().add(index, address.ip(), address.prefix());
+        let message = request.message_mut().clone();
+        let result = self.handle.address().del(message).execute().await;
+        absent_is_fine(result).with_context(|| format!("removing the address {address} from device {index}"))
+    }
+
+    /// Adds or replaces a permanent neighbour.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub async fn set_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> anyhow::Result<()> {
+        let request = self
+            .handle
+            .neighbours()
+            .add(index, address)
+            .link_layer_address(&mac.0);
+        let result = request.state(NeighbourState::Permanent).replace().execute().await;
+        result.with_context(|| format!("setting the neighbour {address} at {mac} on device {index}"))
+    }
+
+    /// Removes a neighbour.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub async fn delete_neighbour(&self, index: u32, address: IpAddr, mac: Mac) -> anyhow::Result<()> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family_of(address);
+        message.header.ifindex = index;
+        message
+            .attributes
+            .push(NeighbourAttribute::Destination(neighbour_address(address)));
+        let result = self.handle.neighbours().del(message).execute().await;
+        absent_is_fine(result)
+            .with_context(|| format!("removing the neighbour {address} at {mac} on device {index}"))
+    }
+
+    /// Adds or replaces where a tunnel device sends frames for `mac`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub async fn set_fdb(&self, index: u32, mac: Mac, destination: IpAddr) -> anyhow::Result<()> {
+        let request = self
+            .handle
+            .neighbours()
+            .add_bridge(index, &mac.0)
+            .destination(destination);
+        let request = request
+            .flags(NeighbourFlags::Own)
+            .state(NeighbourState::Permanent)
+            .replace();
+        let result = request.execute().await;
+        result
+            .with_context(|| format!("setting the forwarding entry {mac} to {destination} on device {index}"))
+    }
+
+    /// Removes a forwarding entry.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub async fn delete_fdb(&self, index: u32, mac: Mac, destination: IpAddr) -> anyhow::Result<()> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = index;
+        message.header.flags = NeighbourFlags::Own;
+        message
+            .attributes
+            .push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        message
+            .attributes
+            .push(NeighbourAttribute::Destination(neighbour_address(destination)));
+        let result = self.handle.neighbours().del(message).execute().await;
+        absent_is_fine(result).with_context(|| {
+            format!("removing the forwarding entry {mac} to {destination} on device {index}")
+        })
+    }
+
+    /// Adds or replaces the route to `destination`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub async fn set_route(&self, destination: IpNetwork, route: &Route) -> anyhow::Result<()> {
+        let message = route_message(destination, route);
+        let result = self.handle.route().add(message).replace().execute().await;
+        result.with_context(|| format!("setting the route to {destination} ({route:?})"))
+    }
+
+    /// Removes the route to `destination`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub async fn delete_route(&self, destination: IpNetwork, route: &Route) -> anyhow::Result<()> {
+        let message = route_message(destination, route);
+        let result = self.handle.route().del(message).execute().await;
+        absent_is_fine(result).with_context(|| format!("removing the route to {destination} ({route:?})"))
+    }
+}
+
+/// Removing what is not there is success.
+fn absent_is_fine(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(message))
+            if [libc::ESRCH, libc::ENOENT, libc::ENODEV, libc::EADDRNOTAVAIL]
+                .contains(&-message.raw_code()) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn route_message(destination: IpNetwork, route: &Route) -> RouteMessage {
+    let builder = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination.network(), destination.prefix())
+        .map_or_else(|_| RouteMessageBuilder::<IpAddr>::new(), |builder| builder)
+        .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
+        .table_id(u32::from(RouteHeader::RT_TABLE_MAIN))
+        .scope(RouteScope::Universe);
+    let builder = if destination.is_ipv6() {
+        builder.priority(METRIC_V6)
+    } else {
+        builder
+    };
+    match route {
+        Route::Unreachable => builder.kind(RouteType::Unreachable).build(),
+        Route::Other => builder.kind(RouteType::Unspec).build(),
+        Route::Via {
+            gateway,
+            device,
+            onlink,
+        } => {
+            let builder = builder.kind(RouteType::Unicast).output_interface(*device);
+            let builder = if *onlink { builder.onlink() } else { builder };
+            let mut message = builder.build();
+            message.attributes.push(RouteAttribute::Gateway(match gateway {
+                IpAddr::V4(v4) => RouteAddress::Inet(*v4),
+                IpAddr::V6(v6) => RouteAddress::Inet6(*v6),
+            }));
+            message
+        }
+    }
+}
+
+/// A route of the daemon's own: Sluice's protocol, main table, and more than one address (one address is a pod's, and
+/// the plugin's to manage).
+fn route_of(message: &RouteMessage) -> Option<(IpNetwork, Route)> {
+    let header = &message.header;
+    let full = if header.address_family == AddressFamily::Inet {
+        32
+    } else {
+        128
+    };
+    if header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL)
+        || header.table != RouteHeader::RT_TABLE_MAIN
+        || header.destination_prefix_length >= full
+    {
+        return None;
+    }
+    let (mut destination, mut gateway, mut device) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip_of(address),
+            RouteAttribute::Gateway(address) => gateway = ip_of(address),
+            RouteAttribute::Oif(index) => device = Some(*index),
+            _ => {}
+        }
+    }
+    let destination = IpNetwork::new(destination?, header.destination_prefix_length).ok()?;
+    let route = match (header.kind, gateway, device) {
+        (RouteType::Unreachable, ..) => Route::Unreachable,
+        (RouteType::Unicast, Some(gateway), Some(device)) => Route::Via {
+            gateway,
+            device,
+            onlink: header.flags.contains(RouteFlags::Onlink),
+        },
+        _ => Route::Other,
+    };
+    Some((destination, route))
+}
+
+fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(v4) => Some(IpAddr::V4(*v4)),
+        RouteAddress::Inet6(v6) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    }
+}
+
+/// The address with the prefix of its link, if it is one that other hosts could use.
+fn address_of(message: &AddressMessage) -> Option<IpNetwork> {
+    if message.header.scope != AddressScope::Universe {
+        return None;
+    }
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+    // On a point-to-point device the local address is IFA_LOCAL; IPv6 has IFA_ADDRESS alone.
+    let local = find(|a| {
+        if let AddressAttribute::Local(address) = a {
+            Some(*address)
+        } else {
+            None
+        }
+    });
+    let address = find(|a| {
+        if let AddressAttribute::Address(address) = a {
+            Some(*address)
+        } else {
+            None
+        }
+    });
+    IpNetwork::new(local.or(address)?, message.header.prefix_len).ok()
+}
+
+fn mac_of(entry: &NeighbourMessage) -> Option<Mac> {
+    entry.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::LinkLayerAddress(bytes) => <[u8; 6]>::try_from(bytes.as_slice()).ok().map(Mac),
+        _ => None,
+    })
+}
+
+fn destination_of(entry: &NeighbourMessage) -> Option<IpAddr> {
+    entry.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        // An AF_BRIDGE entry's address comes undecoded: the family of the message says nothing of it.
+        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+            let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
+            v4.or_else(|_| <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from))
+                .ok()
+        }
+        _ => None,
+    })
+}
+
+fn neighbour_address(address: IpAddr) -> NeighbourAddress {
+    match address {
+        IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+        IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+    }
+}
+
+fn family_of(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// A link's name; empty if the kernel gave none, which it does not.
+pub fn link_name(link: &LinkMessage) -> String {
+    let name = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    };
+    link.attributes.iter().find_map(name).unwrap_or_default()
+}
+
+/// A link's MTU in bytes.
+pub fn link_mtu(link: &LinkMessage) -> u32 {
+    let mtu = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    };
+    link.attributes.iter().find_map(mtu).unwrap_or(1500)
+}

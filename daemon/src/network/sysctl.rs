@@ -1,0 +1,58 @@
+//! Kernel switches that pod traffic needs: looked at, changed only where they stand in the way, read back.
+
+use std::fs;
+
+/// Lets the node forward packets of both families, and replies arrive where the route back is another.
+///
+/// Returns what could not be done, one sentence each.
+pub fn ensure_forwarding(uplink: &str, v6: bool) -> Vec<String> {
+    let mut problems = Vec::new();
+    note(&mut problems, ensure("net/ipv4/ip_forward", "1"));
+    if v6 {
+        // A host that forwards ignores router advertisements unless told otherwise, and would lose its default route.
+        let advertisements = format!("net/ipv6/conf/{uplink}/accept_ra");
+        if read(&advertisements).as_deref() == Some("1") {
+            note(&mut problems, ensure(&advertisements, "2"));
+        }
+        note(&mut problems, ensure("net/ipv6/conf/all/forwarding", "1"));
+    }
+    problems.extend(loosen_reverse_path(uplink));
+    problems
+}
+
+/// Makes strict reverse path filtering loose on `device`: a pod's packet to a node comes in by the uplink, while the
+/// way back to the pod may lead through the tunnel (RFC 3704, section 2.4).
+pub fn loosen_reverse_path(device: &str) -> Option<String> {
+    let own = format!("net/ipv4/conf/{device}/rp_filter");
+    // The kernel takes the larger of the two (Documentation/networking/ip-sysctl.rst).
+    let strict = read(&own).as_deref() == Some("1")
+        || (read("net/ipv4/conf/all/rp_filter").as_deref() == Some("1")
+            && read(&own).as_deref() == Some("0"));
+    if strict { ensure(&own, "2").err() } else { None }
+}
+
+fn note(problems: &mut Vec<String>, result: Result<(), String>) {
+    problems.extend(result.err());
+}
+
+fn read(key: &str) -> Option<String> {
+    fs::read_to_string(format!("/proc/sys/{key}"))
+        .ok()
+        .map(|text| text.trim().to_owned())
+}
+
+fn ensure(key: &str, value: &str) -> Result<(), String> {
+    if read(key).as_deref() == Some(value) {
+        return Ok(());
+    }
+    let path = format!("/proc/sys/{key}");
+    let failed = |reason: String| {
+        let name = key.replace('/', ".");
+        format!("{name} must be {value}, but writing {path} failed: {reason}; run: sysctl -w {name}={value}")
+    };
+    fs::write(&path, value).map_err(|error| failed(error.to_string()))?;
+    match read(key) {
+        Some(now) if now == value => Ok(()),
+        now => Err(failed(format!("it reads {now:?} afterwards"))),
+    }
+}
