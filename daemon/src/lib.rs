@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod datastore;
+pub mod egress;
 pub mod network;
 pub mod proxy;
 pub mod reconcile;

@@ -2,7 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use std::net::IpAddr;
+
+use crate::network::Device;
 use crate::state::service_port::{ServicePort, ServicePortKey};
+
+/// What of the node a dataplane must know beside the Services.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Devices by which packets for Services arrive from other hosts: the uplink and the tunnels.
+    pub devices: Vec<Device>,
+    /// This node's addresses in the pod network, at most one per family: replies to them come back here through the
+    /// pod network, so they stand in for a client whose packet goes on to a pod elsewhere.
+    pub pod_network_addresses: Vec<IpAddr>,
+    /// This node's own addresses, at most one per family: they stand in for a client whose packet leaves the pod
+    /// network.
+    pub node_addresses: Vec<IpAddr>,
+}
 
 /// What a sync must look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +44,18 @@ pub struct SyncReport {
 pub trait Proxy: Send {
     /// Its name in config, status and metrics.
     fn name(&self) -> &'static str;
+
+    /// Fits the dataplane to the node; called before the first sync and whenever the surroundings changed.
+    ///
+    /// # Errors
+    /// What makes the dataplane as a whole unusable.
+    fn adjust(&mut self, surroundings: &Surroundings) -> anyhow::Result<()>;
+
+    /// Regular upkeep: drops what has expired.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    fn tend(&mut self) -> anyhow::Result<()>;
 
     /// Brings the dataplane to `desired`, as far as `dirty` says.
     ///
