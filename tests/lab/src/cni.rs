@@ -122,7 +122,8 @@ fn remembered(pod: &str) -> PathBuf {
 fn recall(pod: &str) -> Result<Attachment> {
     check_name("pod name", pod)?;
     let path = remembered(pod);
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {} (no such pod?)", path.display()))?;
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("reading {} (no such pod?)", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("understanding {}", path.display()))
 }
 
@@ -189,7 +190,10 @@ fn call(
     );
     let mut child = Command::new(&binary)
         .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", container_id)
         .env("CNI_NETNS", format!("/run/netns/{pod}"))
@@ -249,7 +253,12 @@ mod tests {
         let list = json!({"cniVersion": "1.1.0", "name": "n"});
         let plugin = json!({"type": "t", "capabilities": {"ips": true, "mac": false}});
         let runtime = json!({"ips": ["10.0.0.2/32"], "mac": "x", "bandwidth": {}});
-        let config = merged(&list, &plugin, runtime.as_object().unwrap(), Some(&json!({"ips": []})));
+        let config = merged(
+            &list,
+            &plugin,
+            runtime.as_object().unwrap(),
+            Some(&json!({"ips": []})),
+        );
         assert_eq!(config["runtimeConfig"], json!({"ips": ["10.0.0.2/32"]}));
         assert_eq!(config["name"], "n");
         assert_eq!(config["cniVersion"], "1.1.0");

@@ -1,5 +1,7 @@
 //! Removing a lab from whatever state it is in, and finding what a lab left behind.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -28,6 +30,28 @@ pub fn down(name: &str) -> Result<bool> {
     // Fails while another lab is up: as it should.
     let _ = fs::remove_dir(state::ROOT);
     Ok(existed)
+}
+
+/// Removes every lab there is.
+///
+/// # Errors
+/// As [`down`].
+pub fn down_all() -> Result<()> {
+    let mut names = BTreeSet::new();
+    let folders = fs::read_dir(state::ROOT).into_iter().flatten().flatten();
+    names.extend(folders.map(|entry| entry.file_name()));
+    if let Ok(root) = cgroup::all_labs() {
+        let groups = cgroup::children(&root);
+        names.extend(
+            groups
+                .iter()
+                .filter_map(|group| group.file_name().map(OsString::from)),
+        );
+    }
+    for name in names {
+        down(&name.to_string_lossy())?;
+    }
+    Ok(())
 }
 
 /// Removes what a member that left had; its processes die.

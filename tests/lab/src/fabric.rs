@@ -64,7 +64,10 @@ fn bridge(subnet: u8) -> String {
 
 fn address_line(address: std::net::IpAddr, device: &str) -> String {
     let nodad = if address.is_ipv6() { " nodad" } else { "" };
-    format!("addr add {address}/{} dev {device}{nodad}\n", plan::prefix(address))
+    format!(
+        "addr add {address}/{} dev {device}{nodad}\n",
+        plan::prefix(address)
+    )
 }
 
 fn ip_batch(process: Process, lines: &str) -> Result<()> {
@@ -83,7 +86,11 @@ fn in_netns(process: Process, command: &[&str], stdin: Option<&str>, what: &str)
         .arg(format!("--net=/proc/{}/ns/net", process.pid))
         .arg("--")
         .args(command)
-        .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdin(if stdin.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

@@ -16,6 +16,7 @@ pub mod lab;
 pub mod manifests;
 mod mounts;
 pub mod options;
+pub mod place;
 pub mod plan;
 pub mod pods;
 pub mod progress;
@@ -24,5 +25,6 @@ pub mod supervise;
 pub mod udp_name;
 pub mod up;
 
-pub use lab::{Lab, Node, Running, wait_until};
+pub use lab::{Lab, wait_until};
 pub use options::{Backend, Datastore, Families, Options, ProxyMode};
+pub use place::{Node, Running, url};

@@ -62,6 +62,9 @@ enum Verb {
     Down {
         #[command(flatten)]
         lab: Name,
+        /// All labs there are
+        #[arg(long, conflicts_with = "name")]
+        all: bool,
     },
     /// Show what works: three nodes, pods, Services, a killed daemon; then remove it all
     Demo {
@@ -235,7 +238,8 @@ fn run(verb: Verb) -> Result<i32> {
             let command = [vec!["sluicectl".to_owned()], arguments].concat();
             return enter::run(&on_node(lab, node), &command);
         }
-        Verb::Down { lab } => {
+        Verb::Down { all: true, .. } => down::down_all()?,
+        Verb::Down { lab, .. } => {
             if !down::down(&lab.name)? {
                 println!("there is no lab called {:?}", lab.name);
             }
@@ -251,7 +255,8 @@ fn run(verb: Verb) -> Result<i32> {
             container_id,
             runtime_config,
         } => {
-            let config = serde_json::from_str(&runtime_config).context("reading the runtime configuration")?;
+            let config =
+                serde_json::from_str(&runtime_config).context("reading the runtime configuration")?;
             let attachment = cni::add(&pod, &container_id, config)?;
             println!("{}", serde_json::to_string(&attachment)?);
         }

@@ -150,7 +150,7 @@ fn item(lines: &[&str], first: usize, source: &str) -> Result<Option<Item>> {
         return Ok(None);
     }
     let tab = |line: &&str| line.trim_start_matches(' ').starts_with('\t');
-    if let Some(offset) = lines.iter().position(|line| tab(&line) && !line.trim().is_empty()) {
+    if let Some(offset) = lines.iter().position(|line| tab(line) && !line.trim().is_empty()) {
         bail!(
             "{source}: line {}: a tab is used for indentation; YAML wants spaces",
             first + offset
@@ -159,11 +159,14 @@ fn item(lines: &[&str], first: usize, source: &str) -> Result<Option<Item>> {
     let text = lines.join("\n") + "\n";
     let head: Head = serde_saphyr::from_str(&text).map_err(|error| {
         let error = error.without_snippet();
-        let line = error
-            .location()
-            .map_or(first, |place| first + usize::try_from(place.line()).unwrap_or(1) - 1);
+        let line = error.location().map_or(first, |place| {
+            first + usize::try_from(place.line()).unwrap_or(1) - 1
+        });
         let said = error.to_string();
-        anyhow!("{source}: line {line}: {}", said.lines().next().unwrap_or("not YAML"))
+        let said = said.lines().next().unwrap_or("not YAML");
+        // The place within the document, which is said already, as one within the file.
+        let said = said.split(" at line ").next().unwrap_or(said);
+        anyhow!("{source}: line {line}: {said}")
     })?;
     let namespace = head.metadata.namespace.unwrap_or_else(|| "default".to_owned());
     for (field, value) in [
@@ -206,12 +209,21 @@ mod tests {
         for (text, wanted) in [
             ("kind: A\nmetadata:\n\tname: a\n", "x.yaml: line 3: a tab"),
             ("kind: A\n---\nkind: [\n", "x.yaml: line"),
-            ("---\nkind: A\n", "line 2: the object from here on has no metadata.name"),
-            ("kind: A\nmetadata: {name: ../../x}\n", "metadata.name is \"../../x\""),
+            (
+                "---\nkind: A\n",
+                "line 2: the object from here on has no metadata.name",
+            ),
+            (
+                "kind: A\nmetadata: {name: ../../x}\n",
+                "metadata.name is \"../../x\"",
+            ),
             ("\n# nothing\n", "no object"),
         ] {
             let error = format!("{:#}", split(text, "x.yaml").unwrap_err());
-            assert!(error.contains(wanted), "{text:?} gave {error:?}, wanted {wanted:?}");
+            assert!(
+                error.contains(wanted),
+                "{text:?} gave {error:?}, wanted {wanted:?}"
+            );
         }
     }
 }

@@ -100,7 +100,7 @@ fn addresses(families: Families, subnet: u8, number: u8) -> Vec<IpAddr> {
     if families.v6() {
         // The same digits as in IPv4, read as hexadecimal: 11 is ::11.
         let digits = u16::from(number);
-        let same_digits = (digits / 100) << 8 | (digits / 10 % 10) << 4 | digits % 10;
+        let same_digits = ((digits / 100) << 8) | ((digits / 10 % 10) << 4) | (digits % 10);
         let segments = [0xfd00, 0x30, u16::from(subnet), 0, 0, 0, 0, same_digits];
         addresses.push(IpAddr::V6(Ipv6Addr::from(segments)));
     }
@@ -122,7 +122,10 @@ mod tests {
         assert_eq!(shown(&node(&options, 2)), ["172.30.1.12", "fd00:30:1::12"]);
         assert_eq!(shown(&node(&options, 3)), ["172.30.0.13", "fd00:30::13"]);
         assert_eq!(shown(&client(&options)), ["172.30.0.100", "fd00:30::100"]);
-        assert_eq!(node(&options, 3).pod_cidrs, ["10.244.3.0/24", "fd00:244:0:3::/64"]);
+        assert_eq!(
+            node(&options, 3).pod_cidrs,
+            ["10.244.3.0/24", "fd00:244:0:3::/64"]
+        );
     }
 
     #[test]

@@ -78,9 +78,16 @@ pub fn add(record: &Record, wanted: &Wanted) -> Result<Pod> {
     }
     let container_id = container_id(&wanted.name);
     let runtime_config = Value::Object(wanted.runtime_config.clone()).to_string();
-    let command = ["sluice-lab", "cni-add", &wanted.name, &container_id, &runtime_config];
+    let command = [
+        "sluice-lab",
+        "cni-add",
+        &wanted.name,
+        &container_id,
+        &runtime_config,
+    ];
     let output = up::must(record, &wanted.node, &[], &command)?;
-    let attachment: Attachment = serde_json::from_slice(&output.stdout).context("reading the ADD's result")?;
+    let attachment: Attachment =
+        serde_json::from_slice(&output.stdout).context("reading the ADD's result")?;
     let pod = Pod {
         name: wanted.name.clone(),
         node: wanted.node.clone(),
@@ -207,7 +214,12 @@ fn wait_until_listening(record: &Record, pod: &Pod, log: &str) -> Result<()> {
                 .join("pods")
                 .join(format!("{}.log", pod.name));
             let said = fs::read_to_string(path).unwrap_or_default();
-            bail!("pod {} does not listen; {log} on {}: {}", pod.name, pod.node, said.trim());
+            bail!(
+                "pod {} does not listen; {log} on {}: {}",
+                pod.name,
+                pod.node,
+                said.trim()
+            );
         }
         sleep(Duration::from_millis(2));
     }

@@ -114,7 +114,9 @@ impl Record {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(anyhow!("there is no lab called {name:?}; make it with: up --name {name}"));
+                return Err(anyhow!(
+                    "there is no lab called {name:?}; make it with: up --name {name}"
+                ));
             }
             Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
         };

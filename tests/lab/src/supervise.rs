@@ -31,9 +31,7 @@ pub fn supervise(command: &[String]) -> Result<()> {
             .spawn()
             .with_context(|| format!("starting {program}"))?;
         write_number(PID_FILE, child.id())?;
-        let status = child
-            .wait()
-            .with_context(|| format!("waiting for {program}"))?;
+        let status = child.wait().with_context(|| format!("waiting for {program}"))?;
         // Gone before the process can be taken for running, so that nobody kills a number that is free again.
         let _ = fs::remove_file(PID_FILE);
         eprintln!("lab: {program} ended ({status}); it is started again in {PAUSE:?}");

@@ -113,7 +113,9 @@ fn claim(name: &str) -> Result<()> {
             Err(error) => return Err(error).with_context(|| format!("creating {}", folder.display())),
         }
         if cgroup::is_populated(&cgroup::of_lab(name)?) {
-            bail!("lab {name:?} is up; remove it first with: down --name {name}, or make another with --name");
+            bail!(
+                "lab {name:?} is up; remove it first with: down --name {name}, or make another with --name"
+            );
         }
         down(name).with_context(|| format!("clearing away the dead lab {name:?}"))?;
     }
