@@ -43,6 +43,10 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        let reason = "another sluiced answers there, and two would undo each other's work; stop it first";
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, reason));
+    }
     // Bound under another name and renamed: a killed predecessor's socket is in nobody's way, and nobody can connect
     // before the mode is set.
     let temporary = path.with_extension(format!("sock.{}", std::process::id()));
@@ -70,4 +74,29 @@ pub async fn ask(questions: &mpsc::Sender<Question>) -> Option<Report> {
         answered.await.ok()
     };
     tokio::time::timeout(PATIENCE, asked).await.ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dead_predecessors_socket_is_replaced_and_a_living_ones_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sluiced.sock");
+        drop(bind(&path).unwrap());
+        let living = bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let refused = bind(&path).unwrap_err();
+        assert!(
+            refused.to_string().contains("another sluiced answers"),
+            "{refused}"
+        );
+        drop(living);
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "no temporary name is left"
+        );
+    }
 }
