@@ -21,3 +21,12 @@ pub const NODE_FILE: &str = "/run/sluice/node.json";
 
 /// Root of the address store, on tmpfs: an allocation cannot outlive the boot its namespace lived in.
 pub const IPAM_DIRECTORY: &str = "/run/sluice/ipam";
+
+/// The CNI network config, by which a runtime finds the plugin; the daemon writes it once pods can be wired.
+pub const CONFLIST: &str = "/etc/cni/net.d/10-sluice.conflist";
+
+/// Where runtimes look for CNI plugins.
+pub const PLUGIN_FOLDER: &str = "/opt/cni/bin";
+
+/// What the plugin's file is called; a runtime finds it by `type` in the conflist.
+pub const PLUGIN: &str = "sluice";

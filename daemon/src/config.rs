@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize, de};
 
-use crate::state::service_port::Family;
+use crate::address::{Cidrs, Family, cidr_list};
 use crate::yaml;
 
 /// Where the configuration lies unless a flag says otherwise.
@@ -195,86 +195,13 @@ pub enum LogFormat {
     Json,
 }
 
-/// Networks, at most one per address family, without host bits.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Cidrs(Vec<IpNetwork>);
-
-impl Cidrs {
-    /// The networks, in the order they were written.
-    pub fn iter(&self) -> impl Iterator<Item = &IpNetwork> {
-        self.0.iter()
-    }
-
-    /// Whether there is one of this family.
-    pub fn has(&self, family: Family) -> bool {
-        self.0.iter().any(|cidr| Family::of(cidr.ip()) == family)
-    }
-
-    /// Whether `inner` lies wholly in one of them.
-    pub fn contain(&self, inner: &IpNetwork) -> bool {
-        self.0
-            .iter()
-            .any(|cidr| cidr.contains(inner.ip()) && cidr.prefix() <= inner.prefix())
-    }
-}
-
-impl<'de> Deserialize<'de> for Cidrs {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let list = cidr_list(deserializer)?;
-        for family in [Family::V4, Family::V6] {
-            let of_family: Vec<_> = list
-                .iter()
-                .filter(|cidr| Family::of(cidr.ip()) == family)
-                .map(ToString::to_string)
-                .collect();
-            if of_family.len() > 1 {
-                return Err(de::Error::custom(format!(
-                    "{} are of one address family; at most one network per family is wanted",
-                    of_family.join(" and ")
-                )));
-            }
-        }
-        Ok(Self(list))
-    }
-}
-
-fn cidr_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNetwork>, D::Error> {
-    Vec::<Cidr>::deserialize(deserializer).map(|list| list.into_iter().map(|cidr| cidr.0).collect())
-}
-
-/// One network as people write it; an element of its own so that an error points at its line.
-struct Cidr(IpNetwork);
-
-impl<'de> Deserialize<'de> for Cidr {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        parse_cidr(&text).map(Self).map_err(de::Error::custom)
-    }
-}
-
-/// Parses `address/length` and drops host bits.
-///
-/// # Errors
-/// A sentence that quotes `text` and shows a right one.
-pub fn parse_cidr(text: &str) -> Result<IpNetwork, String> {
-    let wanted = "write an address and a prefix length, as in 10.244.0.0/16 or fd00:244::/48";
-    if !text.contains('/') {
-        return Err(format!("{text:?} is not a CIDR: {wanted}"));
-    }
-    let network: IpNetwork = text
-        .parse()
-        .map_err(|error| format!("{text:?} is not a CIDR ({error}): {wanted}"))?;
-    IpNetwork::new(network.network(), network.prefix()).map_err(|error| format!("{text:?}: {error}"))
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
             node_name: String::new(),
             datastore: Datastore::default(),
-            cluster_cidrs: Cidrs(vec![fixed_cidr([10, 244, 0, 0], 16)]),
-            service_cidrs: Cidrs(vec![fixed_cidr([10, 96, 0, 0], 12)]),
+            cluster_cidrs: Cidrs::fixed([10, 244, 0, 0], 16),
+            service_cidrs: Cidrs::fixed([10, 96, 0, 0], 12),
             network: Network::default(),
             proxy: Proxy::default(),
             egress: Egress::default(),
@@ -282,14 +209,6 @@ impl Default for Config {
             log: Log::default(),
         }
     }
-}
-
-#[expect(
-    clippy::unwrap_used,
-    reason = "called with literal prefix lengths below 33 only"
-)]
-fn fixed_cidr(address: [u8; 4], prefix: u8) -> IpNetwork {
-    IpNetwork::new(address.into(), prefix).unwrap()
 }
 
 impl Default for Manifests {
@@ -422,7 +341,7 @@ impl Config {
     }
 
     fn inconsistency(&self) -> Option<String> {
-        if self.cluster_cidrs.0.is_empty() {
+        if self.cluster_cidrs.is_empty() {
             return Some(
                 "clusterCIDRs is empty; name at least one network, as in [10.244.0.0/16]".to_owned(),
             );
@@ -544,7 +463,7 @@ mod tests {
     #[test]
     fn host_bits_are_dropped() {
         let config = parse("clusterCIDRs: [10.244.3.4/16]\n").unwrap();
-        assert_eq!(config.cluster_cidrs.0[0].to_string(), "10.244.0.0/16");
+        assert_eq!(config.cluster_cidrs, Config::default().cluster_cidrs);
     }
 
     #[test]

@@ -2,9 +2,13 @@
 //!
 //! Data flows one way: datastore → state → plan → apply → read back. A module's first lines say what it owns.
 
+pub mod address;
+pub mod admin;
+pub mod agent;
 pub mod config;
 pub mod datastore;
 pub mod egress;
+pub mod mounts;
 pub mod network;
 pub mod proxy;
 pub mod reconcile;

@@ -45,10 +45,13 @@ where
     wanted.chain(stale).collect()
 }
 
+/// Keys with their values, in the order of the plan.
+pub type Entries<K, V> = Vec<(K, V)>;
+
 /// A plan as two lists: what to set (created or updated), and what to delete with the value found.
 ///
 /// For drivers whose kernel has a "replace", where creating and updating are one call.
-pub fn split<K, V>(plan: Vec<Change<K, V>>) -> (Vec<(K, V)>, Vec<(K, V)>) {
+pub fn split<K, V>(plan: Vec<Change<K, V>>) -> (Entries<K, V>, Entries<K, V>) {
     let (mut set, mut delete) = (Vec::new(), Vec::new());
     for change in plan {
         match change {

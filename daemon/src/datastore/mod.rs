@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::state::objects::{Kind, Object, ObjectName};
 
 pub mod manifests;
-mod wire;
+pub(crate) mod wire;
 
 /// What a datastore tells.
 #[derive(Debug, Clone, PartialEq, Eq)]

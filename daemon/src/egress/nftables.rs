@@ -44,6 +44,18 @@ pub fn present() -> anyhow::Result<bool> {
     Ok(tables.contains(&CString::from(TABLE)))
 }
 
+/// Removes the table; says whether it was there.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn remove() -> anyhow::Result<bool> {
+    let there = present()?;
+    if there {
+        apply(&Masquerade::default())?;
+    }
+    Ok(there)
+}
+
 fn batch(wanted: &Masquerade) -> FinalizedBatch {
     let mut batch = Batch::new();
     let table = Table::new(TABLE, ProtoFamily::Inet);

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, bail};
 use ipnetwork::IpNetwork;
+use sluice_cni::names::DEVICE_PREFIX;
 
 use crate::config;
 use crate::reconcile;
@@ -219,16 +220,30 @@ impl Network {
         }
     }
 
-    /// Removes all that this module ever makes.
+    /// Removes all that this module ever makes; says whether there was anything.
     ///
     /// # Errors
     /// What the kernel refused.
-    pub async fn remove_all(&self) -> anyhow::Result<()> {
-        tunnel::remove_unwanted(&self.kernel, &[]).await?;
+    pub async fn remove_all(&self) -> anyhow::Result<bool> {
+        let tunnels = tunnel::remove_unwanted(&self.kernel, &[]).await?;
         let observed = self.kernel.observe(&BTreeMap::new()).await?;
+        let any = tunnels > 0 || !observed.routes.is_empty();
         for (destination, route) in observed.routes {
             self.kernel.delete_route(destination, &route).await?;
         }
-        Ok(())
+        Ok(any)
+    }
+
+    /// Removes the host ends of all pods' veth pairs, each of which takes its pod's end and its routes with it; says
+    /// how many there were.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn remove_pods(&self) -> anyhow::Result<usize> {
+        let pods = self.kernel.veths(DEVICE_PREFIX).await?;
+        for device in &pods {
+            self.kernel.delete_device(device).await?;
+        }
+        Ok(pods.len())
     }
 }

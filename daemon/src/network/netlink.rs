@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -63,23 +63,13 @@ impl Kernel {
             }
         }
         let mut uplinks = Vec::new();
-        let links: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .context("listing network devices")?;
+        let links = self.links().await?;
         for link in links {
             let index = link.header.index;
             let up =
                 link.header.flags.contains(LinkFlags::Up) && !link.header.flags.contains(LinkFlags::Loopback);
             if let (true, Some(addresses)) = (up, addresses.remove(&index)) {
-                let device = Device {
-                    index,
-                    name: link_name(&link),
-                };
+                let device = device_of(&link);
                 uplinks.push(Uplink {
                     device,
                     mtu: link_mtu(&link),
@@ -88,6 +78,31 @@ impl Kernel {
             }
         }
         Ok(uplinks)
+    }
+
+    /// The veth devices whose names begin with `prefix`.
+    ///
+    /// # Errors
+    /// The kernel's answer to listing links.
+    pub async fn veths(&self, prefix: &str) -> anyhow::Result<Vec<Device>> {
+        let links = self.links().await?;
+        let veth = |link: &&LinkMessage| {
+            link.attributes.iter().any(|attribute| {
+                matches!(attribute, LinkAttribute::LinkInfo(infos)
+                    if infos.contains(&LinkInfo::Kind(InfoKind::Veth)))
+            })
+        };
+        let named = |device: &Device| device.name.starts_with(prefix);
+        Ok(links.iter().filter(veth).map(device_of).filter(named).collect())
+    }
+
+    /// Removes a device; one that is gone already is fine.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub async fn delete_device(&self, device: &Device) -> anyhow::Result<()> {
+        let result = self.handle.link().del(device.index).execute().await;
+        absent_is_fine(result).with_context(|| format!("removing the device {}", device.name))
     }
 
     /// What the kernel holds of Sluice's now.
@@ -152,6 +167,11 @@ impl Kernel {
             }
         }
         Ok(state)
+    }
+
+    async fn links(&self) -> anyhow::Result<Vec<LinkMessage>> {
+        let links = self.handle.link().get().execute().try_collect().await;
+        links.context("listing network devices")
     }
 
     async fn addresses(&self) -> anyhow::Result<Vec<AddressMessage>> {
@@ -303,9 +323,11 @@ fn absent_is_fine(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink:
 }
 
 fn route_message(destination: IpNetwork, route: &Route) -> RouteMessage {
-    let builder = RouteMessageBuilder::<IpAddr>::new()
+    let builder = RouteMessageBuilder::<IpAddr>::new();
+    // Only a prefix longer than its family allows is refused, and an IpNetwork holds none.
+    let builder = builder
         .destination_prefix(destination.network(), destination.prefix())
-        .map_or_else(|_| RouteMessageBuilder::<IpAddr>::new(), |builder| builder)
+        .unwrap_or_default()
         .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
         .table_id(u32::from(RouteHeader::RT_TABLE_MAIN))
         .scope(RouteScope::Universe);
@@ -435,6 +457,14 @@ fn family_of(address: IpAddr) -> AddressFamily {
     match address {
         IpAddr::V4(_) => AddressFamily::Inet,
         IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// A link's index and name.
+pub fn device_of(link: &LinkMessage) -> Device {
+    Device {
+        index: link.header.index,
+        name: link_name(link),
     }
 }
 

@@ -10,7 +10,7 @@ use netlink_packet_route::link::{
 };
 use rtnetlink::{LinkUnspec, LinkVxlan};
 
-use super::netlink::{Kernel, link_mtu, link_name};
+use super::netlink::{Kernel, device_of, link_mtu, link_name};
 use super::vtep::{self, Mac};
 use super::{TUNNEL_V4, TUNNEL_V6, Uplink, tunnel_name};
 use crate::config::{self, NetworkBackend};
@@ -82,13 +82,7 @@ pub async fn ensure(kernel: &Kernel, spec: &Spec) -> anyhow::Result<(u32, bool)>
             return Ok((link.header.index, false));
         }
         if !is_same_tunnel(link, spec) {
-            kernel
-                .handle()
-                .link()
-                .del(link.header.index)
-                .execute()
-                .await
-                .with_context(|| format!("removing the outdated tunnel device {}", spec.name))?;
+            kernel.delete_device(&device_of(link)).await?;
             return create(kernel, spec).await.map(|index| (index, true));
         }
         set(kernel, link.header.index, spec).await?;
@@ -108,13 +102,7 @@ pub async fn remove_unwanted(kernel: &Kernel, specs: &[Spec]) -> anyhow::Result<
             continue;
         }
         if let Some(link) = find(kernel, name).await? {
-            kernel
-                .handle()
-                .link()
-                .del(link.header.index)
-                .execute()
-                .await
-                .with_context(|| format!("removing the tunnel device {name}"))?;
+            kernel.delete_device(&device_of(&link)).await?;
             removed += 1;
         }
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ipnetwork::IpNetwork;
 
 use super::cluster::Cluster;
-use super::objects::{Endpoint, ObjectName, Pod, Service, ServicePortSpec, TargetPort};
+use super::objects::{Endpoint, NamedPort, ObjectName, Pod, Service, ServicePortSpec, TargetPort};
 use super::service_port::{
     Backend, Family, Frontend, FrontendKind, Place, Scope, ServicePort, ServicePortKey,
 };
@@ -161,11 +161,7 @@ fn backends(
     let mut sliced = false;
     for slice in cluster.slices(&service.name) {
         sliced = true;
-        let number = slice
-            .ports
-            .iter()
-            .find(|(name, protocol, _)| *name == port.name && *protocol == port.protocol)
-            .map(|(_, _, number)| *number);
+        let number = NamedPort::find(&slice.ports, &port.name, port.protocol);
         if let (true, Some(number)) = (slice.family == family, number) {
             slice.endpoints.iter().for_each(|endpoint| add(endpoint, number));
         }
@@ -195,10 +191,6 @@ fn backends(
 fn number_on(port: &ServicePortSpec, pod: &Pod) -> Option<u16> {
     match &port.target {
         TargetPort::Number(number) => Some(*number),
-        TargetPort::Name(wanted) => pod
-            .ports
-            .iter()
-            .find(|(name, protocol, _)| name == wanted && *protocol == port.protocol)
-            .map(|(_, _, number)| *number),
+        TargetPort::Name(wanted) => NamedPort::find(&pod.ports, wanted, port.protocol),
     }
 }

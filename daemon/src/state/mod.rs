@@ -9,3 +9,6 @@ pub mod cluster;
 pub mod node_routes;
 pub mod objects;
 pub mod service_port;
+
+#[cfg(test)]
+mod scenarios;

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use super::cluster::Cluster;
 use super::objects::Node;
 use super::service_port::Family;
-use crate::config::Cidrs;
+use crate::address::Cidrs;
 
 /// The pod CIDRs of other nodes, each with the address of the node it lies behind, and what was refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -147,6 +147,27 @@ pub enum TargetPort {
     Name(String),
 }
 
+/// A port of an endpoint or a container, to be found by name and protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPort {
+    /// Its name; empty if unnamed.
+    pub name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Where it listens.
+    pub number: u16,
+}
+
+impl NamedPort {
+    /// The number of the port called `name` under `protocol`.
+    pub fn find(ports: &[Self], name: &str, protocol: Protocol) -> Option<u16> {
+        ports
+            .iter()
+            .find(|port| port.name == name && port.protocol == protocol)
+            .map(|port| port.number)
+    }
+}
+
 /// Some of a Service's endpoints, of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointSlice {
@@ -156,8 +177,8 @@ pub struct EndpointSlice {
     pub service: String,
     /// `addressType`.
     pub family: Family,
-    /// Port name (empty if unnamed), protocol and number; the same for all endpoints of the slice.
-    pub ports: Vec<(String, Protocol, u16)>,
+    /// The same for all endpoints of the slice.
+    pub ports: Vec<NamedPort>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
 }
@@ -193,5 +214,5 @@ pub struct Pod {
     /// Whether it is being deleted.
     pub terminating: bool,
     /// Named container ports.
-    pub ports: Vec<(String, Protocol, u16)>,
+    pub ports: Vec<NamedPort>,
 }

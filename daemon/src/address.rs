@@ -1,0 +1,116 @@
+//! Address families, and networks as people write them.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+/// Address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of `address`.
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// Networks, at most one per address family, without host bits.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Cidrs(Vec<IpNetwork>);
+
+impl Cidrs {
+    /// The one IPv4 network `address/prefix`, for defaults; a prefix over 32 is taken as 32.
+    pub fn fixed(address: [u8; 4], prefix: u8) -> Self {
+        Self(
+            IpNetwork::new(address.into(), prefix.min(32))
+                .into_iter()
+                .collect(),
+        )
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The networks, in the order they were written.
+    pub fn iter(&self) -> impl Iterator<Item = &IpNetwork> {
+        self.0.iter()
+    }
+
+    /// Whether there is one of this family.
+    pub fn has(&self, family: Family) -> bool {
+        self.0.iter().any(|cidr| Family::of(cidr.ip()) == family)
+    }
+
+    /// Whether `inner` lies wholly in one of them.
+    pub fn contain(&self, inner: &IpNetwork) -> bool {
+        self.0
+            .iter()
+            .any(|cidr| cidr.contains(inner.ip()) && cidr.prefix() <= inner.prefix())
+    }
+}
+
+impl<'de> Deserialize<'de> for Cidrs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let list = cidr_list(deserializer)?;
+        for family in [Family::V4, Family::V6] {
+            let of_family: Vec<_> = list
+                .iter()
+                .filter(|cidr| Family::of(cidr.ip()) == family)
+                .map(ToString::to_string)
+                .collect();
+            if of_family.len() > 1 {
+                return Err(de::Error::custom(format!(
+                    "{} are of one address family; at most one network per family is wanted",
+                    of_family.join(" and ")
+                )));
+            }
+        }
+        Ok(Self(list))
+    }
+}
+
+/// A list of networks as people write them, of any family.
+///
+/// # Errors
+/// The deserializer's, or the sentence of [`parse_cidr`] at the line of the network it is about.
+pub fn cidr_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNetwork>, D::Error> {
+    Vec::<Cidr>::deserialize(deserializer).map(|list| list.into_iter().map(|cidr| cidr.0).collect())
+}
+
+/// One network as people write it; an element of its own so that an error points at its line.
+struct Cidr(IpNetwork);
+
+impl<'de> Deserialize<'de> for Cidr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse_cidr(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
+/// Parses `address/length` and drops host bits.
+///
+/// # Errors
+/// A sentence that quotes `text` and shows a right one.
+pub fn parse_cidr(text: &str) -> Result<IpNetwork, String> {
+    let wanted = "write an address and a prefix length, as in 10.244.0.0/16 or fd00:244::/48";
+    if !text.contains('/') {
+        return Err(format!("{text:?} is not a CIDR: {wanted}"));
+    }
+    let network: IpNetwork = text
+        .parse()
+        .map_err(|error| format!("{text:?} is not a CIDR ({error}): {wanted}"))?;
+    IpNetwork::new(network.network(), network.prefix()).map_err(|error| format!("{text:?}: {error}"))
+}

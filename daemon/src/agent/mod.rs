@@ -1,0 +1,260 @@
+//! The daemon's owner task: all state is here, and all changes to the node start here.
+//!
+//! Events are folded in and only mark what is dirty; then one pass applies what is, in a written order: network first
+//! (Services lead nowhere without it), then egress, then Services, and last what tells the plugin that pods can be
+//! wired. Nothing is applied before the datastore's first full list is in. There is no shutdown: whatever is in the
+//! kernel keeps working, and the next start adopts it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+use tokio::sync::mpsc;
+
+use crate::admin::socket::Question;
+use crate::config::{Config, ProxyMode};
+use crate::datastore::Event;
+use crate::egress;
+use crate::network::{self, Network};
+use crate::proxy::{Proxy, Surroundings};
+use crate::state::balance::NodeView;
+use crate::state::cluster::{Cluster, Touched};
+use crate::state::node_routes::NodeRoutes;
+use crate::state::objects::ObjectName;
+use crate::state::service_port::{ServicePort, ServicePortKey};
+
+mod node_file;
+mod node_passes;
+mod reporting;
+mod service_pass;
+
+/// How long the kernel's notifications are gathered before the kernel is read back.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// How often the kernel is read back though nothing was heard from it.
+const AUDIT: Duration = Duration::from_secs(30);
+
+/// How soon a pass that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often the dataplane drops what has expired.
+const UPKEEP: Duration = Duration::from_secs(15);
+
+/// Where the owner task hears from.
+pub struct Inputs {
+    /// The datastore.
+    pub events: mpsc::Receiver<Event>,
+    /// The kernel: something of the network changed.
+    pub kernel: mpsc::Receiver<()>,
+    /// Operators.
+    pub questions: mpsc::Receiver<Question>,
+}
+
+/// The owner task's state.
+pub struct Agent {
+    config: Config,
+    started: Instant,
+    network: Network,
+    proxy: Option<Box<dyn Proxy>>,
+    cluster: Cluster,
+    loaded: bool,
+    dirty: Marks,
+    /// Who holds which pod CIDR; kept so that a newcomer cannot take one.
+    held: BTreeMap<IpNetwork, String>,
+    routes: NodeRoutes,
+    view: NodeView,
+    outcome: Option<network::Outcome>,
+    masquerade: Option<egress::Masquerade>,
+    surroundings: Option<Surroundings>,
+    services: BTreeMap<ServicePortKey, ServicePort>,
+    service_failures: BTreeMap<ServicePortKey, String>,
+    synced: bool,
+    drift_repaired: u64,
+    /// What is wrong, by who found it; each finder replaces its own.
+    problems: BTreeMap<&'static str, Vec<String>>,
+    node_file: node_file::Writer,
+}
+
+/// What the next pass must look at.
+#[derive(Debug, Default)]
+struct Marks {
+    nodes: bool,
+    audit: bool,
+    services: BTreeSet<ObjectName>,
+    all_services: bool,
+    /// Keys whose sync failed, or which changed and are not yet synced.
+    keys: BTreeSet<ServicePortKey>,
+}
+
+impl Marks {
+    fn any(&self) -> bool {
+        self.nodes || self.audit || self.all_services || !self.services.is_empty() || !self.keys.is_empty()
+    }
+}
+
+impl Agent {
+    /// An agent that knows nothing yet. `proxy` is the dataplane to use, or none where the mode is off.
+    ///
+    /// # Errors
+    /// The netlink socket cannot be opened.
+    pub fn new(config: Config, proxy: Option<Box<dyn Proxy>>) -> anyhow::Result<Self> {
+        Ok(Self {
+            network: Network::open(config.network.clone())?,
+            node_file: node_file::Writer::new(&config.node_name),
+            config,
+            started: Instant::now(),
+            proxy,
+            cluster: Cluster::default(),
+            loaded: false,
+            dirty: Marks {
+                nodes: true,
+                all_services: true,
+                ..Marks::default()
+            },
+            held: BTreeMap::new(),
+            routes: NodeRoutes::default(),
+            view: NodeView::default(),
+            outcome: None,
+            masquerade: None,
+            surroundings: None,
+            services: BTreeMap::new(),
+            service_failures: BTreeMap::new(),
+            synced: false,
+            drift_repaired: 0,
+            problems: BTreeMap::new(),
+        })
+    }
+
+    /// Runs until the datastore ends.
+    pub async fn run(mut self, mut inputs: Inputs) {
+        let mut audit = tokio::time::interval(AUDIT);
+        let mut upkeep = tokio::time::interval(UPKEEP);
+        let mut retry: Option<tokio::time::Instant> = None;
+        let mut gathered: Option<tokio::time::Instant> = None;
+        loop {
+            let wake = [retry, gathered].into_iter().flatten().min();
+            tokio::select! {
+                event = inputs.events.recv() => {
+                    let Some(event) = event else { return };
+                    self.fold(event);
+                    while let Ok(event) = inputs.events.try_recv() {
+                        self.fold(event);
+                    }
+                }
+                Some(()) = inputs.kernel.recv() => {
+                    gathered.get_or_insert_with(|| tokio::time::Instant::now() + GATHER);
+                    continue;
+                }
+                Some(question) = inputs.questions.recv() => {
+                    // Whoever asked may be gone.
+                    let _ = question.send(self.report());
+                    continue;
+                }
+                _ = audit.tick() => self.dirty.audit = true,
+                _ = upkeep.tick() => {
+                    self.tend();
+                    continue;
+                }
+                () = sleep_until(wake) => {
+                    if gathered.take().is_some() {
+                        self.dirty.audit = true;
+                    }
+                }
+            }
+            retry = None;
+            if self.loaded && self.dirty.any() && !self.pass().await {
+                retry = Some(tokio::time::Instant::now() + RETRY);
+            }
+        }
+    }
+
+    fn fold(&mut self, event: Event) {
+        let touched = match event {
+            Event::Upsert(object) => self.cluster.upsert(object),
+            Event::Remove(kind, name) => self.cluster.remove(kind, &name),
+            Event::Loaded => {
+                tracing::info!(
+                    nodes = self.cluster.nodes().count(),
+                    services = self.cluster.services().count(),
+                    pods = self.cluster.pod_count(),
+                    "the datastore's first full list is in"
+                );
+                self.loaded = true;
+                Touched::default()
+            }
+            Event::Problems(problems) => {
+                let list = problems
+                    .into_iter()
+                    .map(|(place, reason)| format!("{place}: {reason}"))
+                    .collect();
+                self.found("datastore", list);
+                Touched::default()
+            }
+        };
+        self.dirty.nodes |= touched.nodes;
+        self.dirty.services.extend(touched.services);
+    }
+
+    /// Applies what is dirty; `false` if something must be tried again.
+    async fn pass(&mut self) -> bool {
+        let marks = std::mem::take(&mut self.dirty);
+        let mut done = true;
+        if marks.nodes || marks.audit {
+            done &= self.apply_network(marks.nodes).await;
+            done &= self.apply_egress().await;
+        }
+        done &= self.apply_services(&marks);
+        let problem = self
+            .node_file
+            .write(self.outcome.as_ref(), &self.routes, &self.awaiting());
+        done &= problem.is_none();
+        self.found("node file", problem.into_iter().collect());
+        if !done {
+            // What of it failed is told apart by reading the kernel back, not by remembering.
+            self.dirty.nodes = true;
+        }
+        done
+    }
+
+    /// Takes down what `finder` found wrong now, in place of what it found before; new findings are logged.
+    fn found(&mut self, finder: &'static str, list: Vec<String>) {
+        let before = self.problems.remove(finder).unwrap_or_default();
+        for problem in list.iter().filter(|problem| !before.contains(problem)) {
+            tracing::warn!(finder, "{problem}");
+        }
+        for problem in before.iter().filter(|problem| !list.contains(problem)) {
+            tracing::info!(finder, "no longer: {problem}");
+        }
+        if !list.is_empty() {
+            self.problems.insert(finder, list);
+        }
+    }
+
+    /// What is waited for before pods can be wired.
+    fn awaiting(&self) -> Vec<String> {
+        let mut awaiting = Vec::new();
+        let name = &self.config.node_name;
+        if !self.loaded {
+            awaiting.push("the datastore's first full list".to_owned());
+        } else if self.cluster.node(name).is_none() {
+            awaiting.push(format!("a Node object called {name:?} in the datastore"));
+        } else if self.routes.own.is_empty() {
+            awaiting.push(format!(
+                "a pod CIDR for node {name:?} (spec.podCIDRs of its Node object)"
+            ));
+        } else if self.outcome.is_none() {
+            awaiting.push("the network to be programmed".to_owned());
+        }
+        if !self.synced && self.config.proxy.mode != ProxyMode::Off {
+            awaiting.push("Services to be programmed".to_owned());
+        }
+        awaiting
+    }
+}
+
+async fn sleep_until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,91 @@
+//! The passes over what the node itself needs: its network and its egress.
+
+use super::Agent;
+use crate::egress;
+use crate::state::balance::NodeView;
+use crate::state::node_routes::node_routes;
+use crate::state::objects::Node;
+
+impl Agent {
+    pub(super) async fn apply_network(&mut self, changed: bool) -> bool {
+        let (routes, held) = node_routes(
+            &self.cluster,
+            &self.config.node_name,
+            &self.config.cluster_cidrs,
+            &self.held,
+        );
+        self.held = held;
+        self.found("pod CIDRs", routes.refused.clone());
+        self.routes = routes;
+        let Some(own) = self.cluster.node(&self.config.node_name).cloned() else {
+            self.found("network", Vec::new());
+            return true;
+        };
+        let outcome = match self.network.reconcile(&own, &self.routes).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                self.found("network", vec![format!("{error:#}")]);
+                return false;
+            }
+        };
+        if outcome.changes > 0 {
+            tracing::info!(changes = outcome.changes, drift = !changed, "network programmed");
+            if !changed {
+                self.drift_repaired += outcome.changes as u64;
+            }
+        }
+        self.found("network", outcome.problems.clone());
+        let view = self.view_of(&own);
+        if view != self.view {
+            self.view = view;
+            self.dirty.all_services = true;
+        }
+        self.outcome = Some(outcome);
+        true
+    }
+
+    fn view_of(&self, own: &Node) -> NodeView {
+        let wanted = &self.config.proxy.node_port_addresses;
+        let serves =
+            |address: &std::net::IpAddr| wanted.is_empty() || wanted.iter().any(|w| w.contains(*address));
+        NodeView {
+            name: own.name.clone(),
+            addresses: own.addresses.clone(),
+            node_port_addresses: own.addresses.iter().copied().filter(serves).collect(),
+            pod_cidrs: self.routes.own.clone(),
+            cluster_cidrs: self.config.cluster_cidrs.iter().copied().collect(),
+        }
+    }
+
+    pub(super) async fn apply_egress(&mut self) -> bool {
+        let wanted = egress::masquerade(&self.config, &self.cluster, &self.routes.own);
+        let known = self.masquerade.as_ref() == Some(&wanted);
+        // The kernel can take tens of milliseconds for a transaction: not on this thread.
+        let applied = tokio::task::spawn_blocking(move || {
+            let wants_table = !wanted.sources.is_empty();
+            if known && egress::nftables::present()? == wants_table {
+                return Ok((wanted, false));
+            }
+            egress::nftables::apply(&wanted).map(|()| (wanted, true))
+        });
+        match applied
+            .await
+            .unwrap_or_else(|error| Err(anyhow::anyhow!("the egress task ended: {error}")))
+        {
+            Ok((applied, changed)) => {
+                if changed && known {
+                    tracing::warn!("the nftables table of egress was gone and is back");
+                    self.drift_repaired += 1;
+                }
+                self.masquerade = Some(applied);
+                self.found("egress", Vec::new());
+                true
+            }
+            Err(error) => {
+                self.masquerade = None;
+                self.found("egress", vec![format!("{error:#}")]);
+                false
+            }
+        }
+    }
+}

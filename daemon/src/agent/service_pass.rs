@@ -1,0 +1,166 @@
+//! The pass over Services: touched ones are folded into balanced sets again, and what changed goes to the dataplane.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+
+use super::{Agent, Marks};
+use crate::network;
+use crate::proxy::{Dirty, Surroundings};
+use crate::state::balance::{NodeView, service_ports};
+use crate::state::objects::ObjectName;
+use crate::state::service_port::{Family, Protocol, Scope, ServicePortKey};
+
+impl Agent {
+    pub(super) fn apply_services(&mut self, marks: &Marks) -> bool {
+        let mut dirty = self.refold_services(marks);
+        let Some(outcome) = &self.outcome else {
+            // The first outcome brings the first view of the node, and that marks every Service.
+            return true;
+        };
+        let Some(proxy) = self.proxy.as_mut() else {
+            self.synced = true;
+            return true;
+        };
+        let surroundings = surroundings(outcome, &self.routes.own, &self.view);
+        if self.surroundings.as_ref() != Some(&surroundings) {
+            if let Err(error) = proxy.adjust(&surroundings) {
+                // What was dirty has been taken from the marks: the next sync looks at everything.
+                self.synced = false;
+                self.found("proxy", vec![format!("{error:#}")]);
+                return false;
+            }
+            self.surroundings = Some(surroundings);
+        }
+        if !self.synced {
+            dirty = Dirty::All;
+        }
+        if dirty == Dirty::Only(BTreeSet::new()) {
+            return true;
+        }
+        let began = Instant::now();
+        match proxy.sync(&self.services, &dirty) {
+            Ok(report) => {
+                self.synced = true;
+                match &dirty {
+                    Dirty::All => self.service_failures.clear(),
+                    Dirty::Only(keys) => self.service_failures.retain(|key, _| !keys.contains(key)),
+                }
+                let microseconds = began.elapsed().as_micros() as u64;
+                let (changed, removed, failed) = (report.changed, report.removed, report.failed.len());
+                if dirty == Dirty::All {
+                    tracing::info!(changed, removed, failed, microseconds, "all Services programmed");
+                } else {
+                    tracing::debug!(changed, removed, failed, microseconds, "Services programmed");
+                }
+                self.service_failures.extend(report.failed);
+                let unserved = self.cluster.services().flat_map(|service| {
+                    service
+                        .unserved
+                        .iter()
+                        .map(|what| format!("Service {}: not served: {what}", service.name))
+                });
+                let failed = self
+                    .service_failures
+                    .iter()
+                    .map(|(key, why)| format!("Service {key}: {why}"));
+                let list = failed.chain(unserved).collect();
+                self.found("proxy", list);
+                true
+            }
+            Err(error) => {
+                self.synced = false;
+                self.found("proxy", vec![format!("{error:#}")]);
+                false
+            }
+        }
+    }
+
+    /// Folds touched Services into balanced sets again; says which sets that may have changed.
+    fn refold_services(&mut self, marks: &Marks) -> Dirty {
+        if marks.all_services || self.dirty.all_services {
+            self.dirty.all_services = false;
+            let names: Vec<_> = self
+                .cluster
+                .services()
+                .map(|service| service.name.clone())
+                .collect();
+            self.services = names
+                .iter()
+                .flat_map(|name| service_ports(&self.cluster, name, &self.view))
+                .collect();
+            return Dirty::All;
+        }
+        let mut keys = marks.keys.clone();
+        // A set that lost an address to another may have it now that the other changed.
+        keys.extend(self.service_failures.keys().cloned());
+        for name in &marks.services {
+            let before: Vec<_> = self
+                .services
+                .range(first_key(name)..)
+                .take_while(|(key, _)| key.namespace == name.namespace && key.name == name.name)
+                .map(|(key, _)| key.clone())
+                .collect();
+            let after = service_ports(&self.cluster, name, &self.view);
+            for key in before {
+                if after.get(&key) != self.services.get(&key) {
+                    keys.insert(key.clone());
+                }
+                if !after.contains_key(&key) {
+                    self.services.remove(&key);
+                }
+            }
+            for (key, set) in after {
+                if self.services.get(&key) != Some(&set) {
+                    keys.insert(key.clone());
+                    self.services.insert(key, set);
+                }
+            }
+        }
+        Dirty::Only(keys)
+    }
+
+    pub(super) fn tend(&mut self) {
+        if let Some(proxy) = self.proxy.as_mut().filter(|_| self.synced) {
+            let problem = proxy
+                .tend()
+                .err()
+                .map(|error| format!("upkeep of the dataplane: {error:#}"));
+            self.found("upkeep", problem.into_iter().collect());
+        }
+    }
+}
+
+fn first_key(name: &ObjectName) -> ServicePortKey {
+    ServicePortKey {
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        port: String::new(),
+        protocol: Protocol::Tcp,
+        family: Family::V4,
+        scope: Scope::Cluster,
+    }
+}
+
+fn surroundings(outcome: &network::Outcome, own: &[IpNetwork], view: &NodeView) -> Surroundings {
+    let mut devices = vec![outcome.uplink.device.clone()];
+    devices.extend(outcome.tunnels.iter().cloned());
+    let first = |addresses: Vec<IpAddr>| -> Vec<IpAddr> {
+        [Family::V4, Family::V6]
+            .into_iter()
+            .filter_map(|family| {
+                addresses
+                    .iter()
+                    .copied()
+                    .find(|address| Family::of(*address) == family)
+            })
+            .collect()
+    };
+    Surroundings {
+        devices,
+        pod_network_addresses: first(own.iter().map(network::desired::node_pod_address).collect()),
+        node_addresses: first(view.addresses.clone()),
+    }
+}

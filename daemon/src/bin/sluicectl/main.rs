@@ -1,0 +1,127 @@
+//! `sluicectl`: what this node does and whether it is well.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use sluice_cni::names::IPAM_DIRECTORY;
+use sluice_daemon::admin::{self, client, report::Report};
+
+mod allocations;
+mod status;
+mod tables;
+
+/// Shows what Sluice does on this node, and whether it is well.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, after_help = "Without a command: status.")]
+struct Arguments {
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
+    output: Output,
+
+    /// The daemon's admin socket
+    #[arg(long, global = true, value_name = "PATH", default_value = admin::SOCKET)]
+    socket: PathBuf,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// One JSON value
+    Json,
+    /// YAML
+    Yaml,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// One screen: healthy, or what is wrong and what to do (exit status 1)
+    Status,
+    /// The cluster's nodes, and how their pods are reached from here
+    Nodes,
+    /// Service addresses, and how many endpoints are behind each
+    Services,
+    /// Every endpoint behind every Service port
+    Endpoints,
+    /// Who holds which pod address since when; works while sluiced is down
+    Ipam,
+    /// Print a completion script for a shell
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match act(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("sluicectl: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let output = arguments.output;
+    match arguments.command.as_ref().unwrap_or(&Command::Status) {
+        Command::Status => {
+            let status = report(&arguments.socket)?.status;
+            let healthy = status.problems.is_empty() && status.awaiting.is_empty();
+            print(output, &status, || status::screen(&status))?;
+            return Ok(if healthy {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+        Command::Nodes => {
+            let nodes = report(&arguments.socket)?.nodes;
+            print(output, &nodes, || tables::nodes(&nodes))?;
+        }
+        Command::Services => {
+            let services = report(&arguments.socket)?.services;
+            print(output, &services, || tables::services(&services))?;
+        }
+        Command::Endpoints => {
+            let services = report(&arguments.socket)?.services;
+            print(output, &services, || tables::endpoints(&services))?;
+        }
+        Command::Ipam => {
+            let held = allocations::read(Path::new(IPAM_DIRECTORY))?;
+            print(output, &held, || tables::allocations(&held))?;
+        }
+        Command::Completion { shell } => {
+            let mut command = Arguments::command();
+            clap_complete::generate(*shell, &mut command, "sluicectl", &mut std::io::stdout());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(socket: &Path) -> anyhow::Result<Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(client::report(socket))
+}
+
+fn print<T: serde::Serialize>(
+    output: Output,
+    value: &T,
+    text: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
+    match output {
+        Output::Text => println!("{}", text().trim_end()),
+        Output::Json => println!("{}", serde_json::to_string_pretty(value)?),
+        Output::Yaml => print!("{}", serde_saphyr::to_string(value).context("writing YAML")?),
+    }
+    Ok(())
+}

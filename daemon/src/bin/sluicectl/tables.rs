@@ -1,0 +1,106 @@
+//! Lists as tables without rulers: easy on the eye, easy on `grep` and `awk`.
+
+use comfy_table::{Table, presets};
+use sluice_daemon::admin::report::{Node, Service};
+
+use crate::allocations::Held;
+use crate::status::duration;
+
+/// One row per node.
+pub fn nodes(nodes: &[Node]) -> String {
+    let addresses = |node: &Node| joined(&node.addresses);
+    let rows = nodes.iter().map(|n| {
+        [
+            n.name.clone(),
+            addresses(n),
+            n.pod_cidrs.join(","),
+            n.path.clone(),
+        ]
+    });
+    table(["NODE", "ADDRESSES", "POD CIDRS", "PODS REACHED BY"], rows)
+}
+
+/// One row per frontend.
+pub fn services(services: &[Service]) -> String {
+    let rows = services.iter().flat_map(|service| {
+        service.frontends.iter().map(|frontend| {
+            let endpoints = match service.backends.len() {
+                0 => "none: connections are refused".to_owned(),
+                count => count.to_string(),
+            };
+            let note = match (&service.failure, service.affinity_seconds) {
+                (failure, _) if !failure.is_empty() => failure.clone(),
+                (_, 0) => String::new(),
+                (_, seconds) => format!("sticky for {seconds} s"),
+            };
+            [
+                named(service),
+                frontend.kind.clone(),
+                frontend.address.to_string(),
+                endpoints,
+                note,
+            ]
+        })
+    });
+    table(["SERVICE PORT", "KIND", "ADDRESS", "ENDPOINTS", "NOTE"], rows)
+}
+
+/// One row per endpoint.
+pub fn endpoints(services: &[Service]) -> String {
+    let rows = services.iter().flat_map(|service| {
+        service
+            .backends
+            .iter()
+            .map(|backend| [named(service), backend.to_string()])
+    });
+    table(["SERVICE PORT", "ENDPOINT"], rows)
+}
+
+/// One row per pod interface.
+pub fn allocations(held: &[Held]) -> String {
+    let rows = held.iter().map(|h| {
+        let since = duration(h.held_for_seconds);
+        [
+            joined(&h.addresses),
+            h.container_id.clone(),
+            h.ifname.clone(),
+            h.netns.clone(),
+            since,
+        ]
+    });
+    table(
+        ["ADDRESSES", "CONTAINER", "INTERFACE", "SANDBOX", "HELD FOR"],
+        rows,
+    )
+}
+
+fn named(service: &Service) -> String {
+    let port = if service.port.is_empty() {
+        String::new()
+    } else {
+        format!(":{}", service.port)
+    };
+    format!(
+        "{}/{}{port}/{}",
+        service.namespace, service.name, service.protocol
+    )
+}
+
+fn joined<T: ToString>(list: &[T]) -> String {
+    list.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn table<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(head);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    table
+        .lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect()
+}

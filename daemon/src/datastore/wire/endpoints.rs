@@ -1,0 +1,200 @@
+//! Endpoints and EndpointSlices.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::Metadata;
+use super::fields::{endpoint_address, one_of, port_number, protocol};
+use crate::state::objects::{Endpoint, EndpointSlice, NamedPort, ObjectName};
+use crate::state::service_port::Family;
+
+/// An EndpointSlice as written.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(dead_code, reason = "named so that they are not unknown")]
+pub struct RawEndpointSlice {
+    api_version: IgnoredAny,
+    kind: IgnoredAny,
+    metadata: Metadata,
+    address_type: String,
+    #[serde(default)]
+    endpoints: Vec<RawEndpoint>,
+    #[serde(default)]
+    ports: Vec<RawEndpointPort>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawEndpoint {
+    #[serde(default)]
+    addresses: Vec<String>,
+    #[serde(default)]
+    conditions: Conditions,
+    node_name: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Conditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct RawEndpointPort {
+    name: Option<String>,
+    protocol: Option<String>,
+    port: Option<i64>,
+}
+
+impl RawEndpointSlice {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The object, the field, what it says and what would be right.
+    pub fn check(self) -> Result<EndpointSlice, String> {
+        let name = self.metadata.checked_name("EndpointSlice")?;
+        let at = |field: &str, reason: String| format!("EndpointSlice {name}: {field}: {reason}");
+        let service = self
+            .metadata
+            .labels
+            .get("kubernetes.io/service-name")
+            .cloned()
+            .ok_or_else(|| {
+                at(
+                    "metadata.labels",
+                    "kubernetes.io/service-name is missing; it names the Service".to_owned(),
+                )
+            })?;
+        let family = match self.address_type.as_str() {
+            "IPv4" => Family::V4,
+            "IPv6" => Family::V6,
+            other => return Err(at("addressType", one_of(other, &["IPv4", "IPv6"]))),
+        };
+        let mut endpoints = Vec::new();
+        for (i, raw) in self.endpoints.into_iter().enumerate() {
+            let Some(text) = raw.addresses.first() else {
+                continue;
+            };
+            let field = format!("endpoints[{i}].addresses[0]");
+            let address = endpoint_address(text).map_err(|reason| at(&field, reason))?;
+            if Family::of(address) != family {
+                return Err(at(
+                    &field,
+                    format!("{address} is not of addressType {}", self.address_type),
+                ));
+            }
+            // Absent conditions mean ready (discovery/v1, EndpointConditions).
+            let ready = raw.conditions.ready.unwrap_or(true);
+            endpoints.push(Endpoint {
+                address,
+                ready,
+                serving: raw.conditions.serving.unwrap_or(ready),
+                terminating: raw.conditions.terminating.unwrap_or(false),
+                node: raw.node_name,
+            });
+        }
+        let ports = endpoint_ports(&self.ports).map_err(|(i, reason)| at(&format!("ports[{i}]"), reason))?;
+        Ok(EndpointSlice {
+            name,
+            service,
+            family,
+            ports,
+            endpoints,
+        })
+    }
+}
+
+/// Endpoints as written.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[expect(dead_code, reason = "named so that they are not unknown")]
+pub struct RawEndpoints {
+    api_version: IgnoredAny,
+    kind: IgnoredAny,
+    metadata: Metadata,
+    #[serde(default)]
+    subsets: Vec<Subset>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Subset {
+    #[serde(default)]
+    addresses: Vec<SubsetAddress>,
+    #[serde(default)]
+    ports: Vec<RawEndpointPort>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SubsetAddress {
+    ip: String,
+    node_name: Option<String>,
+}
+
+impl RawEndpoints {
+    /// One slice per subset and family, as Kubernetes' own mirroring controller does.
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The object, the field, what it says and what would be right.
+    pub fn check(self) -> Result<Vec<EndpointSlice>, String> {
+        let name = self.metadata.checked_name("Endpoints")?;
+        let at = |field: &str, reason: String| format!("Endpoints {name}: {field}: {reason}");
+        let mut slices = Vec::new();
+        for (s, subset) in self.subsets.into_iter().enumerate() {
+            let ports = endpoint_ports(&subset.ports)
+                .map_err(|(i, reason)| at(&format!("subsets[{s}].ports[{i}]"), reason))?;
+            let mut endpoints = Vec::new();
+            for (i, raw) in subset.addresses.into_iter().enumerate() {
+                let field = format!("subsets[{s}].addresses[{i}].ip");
+                let address = endpoint_address(&raw.ip).map_err(|reason| at(&field, reason))?;
+                endpoints.push(Endpoint {
+                    address,
+                    ready: true,
+                    serving: true,
+                    terminating: false,
+                    node: raw.node_name,
+                });
+            }
+            for (family, suffix) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {
+                let of_family: Vec<_> = endpoints
+                    .iter()
+                    .filter(|e| Family::of(e.address) == family)
+                    .cloned()
+                    .collect();
+                if !of_family.is_empty() {
+                    slices.push(EndpointSlice {
+                        name: ObjectName::new(
+                            name.namespace.clone(),
+                            format!("{}.endpoints.{s}.{suffix}", name.name),
+                        ),
+                        service: name.name.clone(),
+                        family,
+                        ports: ports.clone(),
+                        endpoints: of_family,
+                    });
+                }
+            }
+        }
+        Ok(slices)
+    }
+}
+
+fn endpoint_ports(raw: &[RawEndpointPort]) -> Result<Vec<NamedPort>, (usize, String)> {
+    raw.iter()
+        .enumerate()
+        .filter_map(|(i, port)| port.port.map(|number| (i, port, number)))
+        .map(|(i, port, number)| {
+            let number = port_number(number).map_err(|reason| (i, reason))?;
+            let protocol = protocol(port.protocol.as_deref()).map_err(|reason| (i, reason))?;
+            Ok(NamedPort {
+                name: port.name.clone().unwrap_or_default(),
+                protocol,
+                number,
+            })
+        })
+        .collect()
+}
