@@ -86,8 +86,7 @@ pub fn leftovers() -> Result<Vec<String>> {
     }
     if let Ok(root) = cgroup::all_labs() {
         for group in cgroup::children(&root) {
-            let processes = cgroup::processes(&group);
-            found.push(format!("cgroup {} with processes {processes:?}", group.display()));
+            found.push(format!("cgroup {}", group.display()));
         }
     }
     found.extend(processes()?);
@@ -131,7 +130,7 @@ fn processes() -> Result<Vec<String>> {
         });
         if is_lab && serves {
             let number = entry.file_name().to_string_lossy().into_owned();
-            found.push(format!("process {number}: {}", words.join(" ").trim()));
+            found.push(format!("process {number}: sluice-lab {}", words[1]));
         }
     }
     Ok(found)
