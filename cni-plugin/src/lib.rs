@@ -2,9 +2,22 @@
 //!
 //! The plugin binary (`sluice`) is a thin shell around this crate. The daemon uses it too, for what both must agree
 //! on: the names and numbers of what Sluice makes on a host ([`names`]), the file through which the daemon tells the
-//! plugin about the node ([`node_file`]), and the collection of what dead sandboxes left.
+//! plugin about the node ([`node_file`]), and the collection of what dead sandboxes left ([`collect`]).
 //!
 //! This crate never talks to the daemon, to an API server or to the network: all it needs lies on the node.
 
+pub mod call;
+pub mod collect;
+pub mod config;
+pub mod error;
+pub mod invocation;
+pub mod mac;
 pub mod names;
+pub mod netlink;
+pub mod netns;
 pub mod node_file;
+pub mod requests;
+pub mod result;
+pub mod verbs;
+pub mod version;
+pub mod wiring;

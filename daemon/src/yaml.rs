@@ -25,6 +25,17 @@ impl fmt::Display for YamlError {
 
 impl std::error::Error for YamlError {}
 
+impl YamlError {
+    /// The same error about a document that begins after `lines` others.
+    #[must_use]
+    pub fn after(mut self, lines: u64) -> Self {
+        if self.line != 0 {
+            self.line += lines;
+        }
+        self
+    }
+}
+
 /// Parses one document. Lines in errors are lines of `text`.
 ///
 /// # Errors
@@ -36,28 +47,41 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     serde_saphyr::from_str(text).map_err(|error| describe(&error))
 }
 
-/// Splits a stream into documents, each padded with blank lines so that line numbers stay those of the stream.
+/// One document of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Document<'a> {
+    /// Its text.
+    pub text: &'a str,
+    /// How many lines of the stream come before it.
+    pub lines_before: u64,
+}
+
+/// Splits a stream into documents; those of blanks and comments alone are passed over.
 ///
 /// `---` at the start of a line is a document marker wherever it stands (YAML 1.2, 9.1.2), so this needs no parser.
-pub fn documents(stream: &str) -> Vec<String> {
+pub fn documents(stream: &str) -> Vec<Document<'_>> {
     let mut documents = Vec::new();
-    let mut current = String::new();
-    let mut blank = true;
-    for (number, line) in stream.lines().enumerate() {
-        if line == "---" || line.starts_with("--- ") {
+    let (mut start, mut lines_before, mut blank) = (0, 0, true);
+    let (mut offset, mut number) = (0, 0);
+    for line in stream.split_inclusive('\n') {
+        let next = offset + line.len();
+        number += 1;
+        let word = line.trim_end();
+        if word == "---" || word.starts_with("--- ") {
             if !blank {
-                documents.push(std::mem::take(&mut current));
+                let text = &stream[start..offset];
+                documents.push(Document { text, lines_before });
             }
-            current = "\n".repeat(number + 1);
-            blank = true;
-            continue;
+            // What follows the marker on its line is only ever a comment in what people write.
+            (start, lines_before, blank) = (next, number, true);
+        } else {
+            blank &= word.trim_start().is_empty() || word.trim_start().starts_with('#');
         }
-        blank &= line.trim().is_empty() || line.trim_start().starts_with('#');
-        current.push_str(line);
-        current.push('\n');
+        offset = next;
     }
     if !blank {
-        documents.push(current);
+        let text = &stream[start..];
+        documents.push(Document { text, lines_before });
     }
     documents
 }
@@ -162,11 +186,12 @@ mod tests {
 
     #[test]
     fn documents_keep_their_line_numbers() {
-        let stream = "# nothing\n---\nkind: A\n---\n\n---\nkind: B\nsepc: 1\n";
+        let stream = "# nothing\n---\nkind: A\n--- # the second\n\n---\nkind: B\nsepc: 1\n";
         let documents = documents(stream);
         assert_eq!(documents.len(), 2);
-        assert!(parse::<Sample>(&documents[0]).is_ok());
-        assert_eq!(parse::<Sample>(&documents[1]).unwrap_err().line, 8);
+        assert!(parse::<Sample>(documents[0].text).is_ok());
+        let error = parse::<Sample>(documents[1].text).unwrap_err();
+        assert_eq!(error.after(documents[1].lines_before).line, 8);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use std::time::Duration;
 pub use attachment::{Attachment, InvalidName};
 pub use error::{Error, PoolUse};
 pub use pool::Pool;
-pub use record::Allocation;
+pub use record::{Allocation, Origin};
 pub use repair::Mended;
 pub use store::{Claim, Store, Usage};
 

@@ -21,6 +21,8 @@ pub struct Allocation {
     pub attachment: Attachment,
     /// The addresses, at most one per family.
     pub addresses: Vec<IpAddr>,
+    /// The CNI network's name; empty when the file was damaged.
+    pub network: String,
     /// Path of the network namespace it was made for; empty when the file was damaged.
     pub netns: String,
     /// Inode of that namespace, by which a path reused for another one is told; 0 when not known.
@@ -39,6 +41,15 @@ impl Allocation {
     }
 }
 
+/// What an allocation is made for: recorded for collectors, of no weight in choosing addresses.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// The CNI network's name: GC of one network leaves those of others alone.
+    pub network: &'a str,
+    /// The pod's network namespace.
+    pub netns: &'a Path,
+}
+
 /// The file's text.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -46,6 +57,7 @@ struct Text {
     container_id: String,
     ifname: String,
     addresses: Vec<IpAddr>,
+    network: String,
     netns: String,
     netns_inode: u64,
     since: u64,
@@ -62,13 +74,14 @@ pub(crate) fn boot_time() -> Duration {
 pub(crate) fn starting_now(
     attachment: &Attachment,
     addresses: Vec<IpAddr>,
-    netns: &Path,
-    netns_inode: u64,
+    origin: Origin<'_>,
 ) -> Allocation {
+    let netns_inode = fs::metadata(origin.netns).map_or(0, |metadata| metadata.ino());
     Allocation {
         attachment: attachment.clone(),
         addresses,
-        netns: netns.to_string_lossy().into_owned(),
+        network: origin.network.to_owned(),
+        netns: origin.netns.to_string_lossy().into_owned(),
         netns_inode,
         since: SystemTime::now(),
         since_boot: boot_time(),
@@ -81,6 +94,7 @@ pub(crate) fn write(file: &mut File, allocation: &Allocation) -> io::Result<()> 
         container_id: allocation.attachment.container_id().to_owned(),
         ifname: allocation.attachment.ifname().to_owned(),
         addresses: allocation.addresses.clone(),
+        network: allocation.network.clone(),
         netns: allocation.netns.clone(),
         netns_inode: allocation.netns_inode,
         since: allocation.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
@@ -105,6 +119,7 @@ pub(crate) fn read(path: &Path, attachment: &Attachment) -> io::Result<(u64, Opt
     let allocation = Allocation {
         attachment: attachment.clone(),
         addresses: text.addresses,
+        network: text.network,
         netns: text.netns,
         netns_inode: text.netns_inode,
         since: UNIX_EPOCH.checked_add(Duration::from_secs(text.since)).unwrap_or(UNIX_EPOCH),

@@ -16,7 +16,7 @@ use ipnetwork::IpNetwork;
 
 use crate::error::io_error;
 use crate::record::{self, boot_time};
-use crate::{Allocation, Attachment, DEFAULT_REST, Error};
+use crate::{Allocation, Attachment, DEFAULT_REST, Error, Origin};
 
 /// How long a call waits for others to be done. Each holds the lock for well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -94,8 +94,8 @@ impl Store {
     }
 
     /// Gives `attachment` one address of each family among `cidrs`: the requested one where there is one, else the
-    /// one that was free for longest as far as a bounded look can tell. All or nothing. `netns` is recorded, so that
-    /// a collector can tell whether its namespace still exists.
+    /// one that was free for longest as far as a bounded look can tell. All or nothing. `origin` is recorded
+    /// for collectors.
     ///
     /// A requested address may still be resting: who asks for it by name means that very one.
     ///
@@ -107,7 +107,7 @@ impl Store {
         attachment: &Attachment,
         cidrs: &[IpNetwork],
         requested: &[IpAddr],
-        netns: &Path,
+        origin: Origin<'_>,
     ) -> Result<Claim<'_>, Error> {
         let _lock = self.lock()?;
         let owner = self.owner(attachment);
@@ -119,8 +119,7 @@ impl Store {
         }
         let choices = self.choose(attachment, cidrs, requested)?;
         let addresses = choices.iter().map(|choice| choice.address).collect();
-        let netns_inode = fs::metadata(netns).map_or(0, |metadata| metadata.ino());
-        let allocation = record::starting_now(attachment, addresses, netns, netns_inode);
+        let allocation = record::starting_now(attachment, addresses, origin);
 
         let new = self.root.join("new");
         remove_if_there(&new)?;
@@ -247,7 +246,7 @@ impl Store {
             Ok((inode, Some(allocation))) => Ok(Some((inode, allocation))),
             Ok((inode, None)) => {
                 let addresses = self.held_by()?.remove(&inode).unwrap_or_default();
-                let mut allocation = record::starting_now(attachment, addresses, Path::new(""), 0);
+                let mut allocation = record::starting_now(attachment, addresses, Origin { network: "", netns: Path::new("") });
                 allocation.since = UNIX_EPOCH;
                 allocation.since_boot = Duration::ZERO;
                 Ok(Some((inode, allocation)))

@@ -8,9 +8,11 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use notify::{RecursiveMode, Watcher};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::Event;
@@ -33,9 +35,12 @@ const LARGEST_FILE: u64 = 64 << 20;
 /// The kernel will not watch the folder. A folder that is not there is no error: it is waited for.
 pub async fn run(directory: PathBuf, events: mpsc::Sender<Event>) -> anyhow::Result<()> {
     let (wake, mut woken) = mpsc::channel::<()>(1);
-    let mut watcher = notify::recommended_watcher(move |_| {
-        // A full channel means a scan is due anyway.
-        let _ = wake.try_send(());
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading the folder is an event too: to answer it with reading would never end. A full channel means a scan
+        // is due anyway.
+        if !event.is_ok_and(|event| is_mere_reading(event.kind)) {
+            let _ = wake.try_send(());
+        }
     })?;
     let mut watched = false;
     let mut folder = Folder::new(directory.clone());
@@ -57,12 +62,20 @@ pub async fn run(directory: PathBuf, events: mpsc::Sender<Event>) -> anyhow::Res
     }
 }
 
+/// Whether an event tells of somebody looking at a file, not changing it.
+fn is_mere_reading(kind: EventKind) -> bool {
+    matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
+}
+
 /// The folder as it was last read.
 #[derive(Debug)]
 struct Folder {
     directory: PathBuf,
     files: BTreeMap<PathBuf, File>,
-    served: BTreeMap<(Kind, ObjectName), Object>,
+    served: BTreeMap<(Kind, ObjectName), Arc<Object>>,
+    /// Objects that more than one file describes, and why only one of them is served.
+    doubles: BTreeMap<String, String>,
+    /// What was last told to be wrong.
     problems: BTreeMap<String, String>,
     loaded: bool,
 }
@@ -70,7 +83,7 @@ struct Folder {
 #[derive(Debug, Clone)]
 struct File {
     signature: Signature,
-    objects: Vec<Object>,
+    objects: Vec<Arc<Object>>,
     problems: Vec<String>,
 }
 
@@ -88,6 +101,7 @@ impl Folder {
             directory,
             files: BTreeMap::new(),
             served: BTreeMap::new(),
+            doubles: BTreeMap::new(),
             problems: BTreeMap::new(),
             loaded: false,
         }
@@ -103,14 +117,17 @@ impl Folder {
                 let reason = format!("reading the folder: {error}; what it said before stands");
                 problems.insert(shown, reason);
             }
-            Ok(()) => {
-                events.extend(self.serve(&mut problems));
+            Ok(changed) => {
+                if changed {
+                    events.extend(self.serve());
+                }
                 if !self.loaded {
                     self.loaded = true;
                     events.push(Event::Loaded);
                 }
             }
         }
+        problems.extend(self.doubles.clone());
         for (path, file) in &self.files {
             if !file.problems.is_empty() {
                 problems.insert(path.display().to_string(), file.problems.join("; "));
@@ -123,7 +140,9 @@ impl Folder {
         events
     }
 
-    fn read_changed_files(&mut self) -> io::Result<()> {
+    /// Says whether there was any.
+    fn read_changed_files(&mut self) -> io::Result<bool> {
+        let mut changed = false;
         let mut present = BTreeSet::new();
         for entry in fs::read_dir(&self.directory)? {
             let path = entry?.path();
@@ -153,15 +172,18 @@ impl Folder {
             if old.is_none_or(|file| file.signature != signature) {
                 let before = old.map(|file| file.objects.clone()).unwrap_or_default();
                 self.files.insert(path.clone(), read(&path, signature, before));
+                changed = true;
             }
         }
+        let before = self.files.len();
         self.files.retain(|path, _| present.contains(path));
-        Ok(())
+        Ok(changed || self.files.len() != before)
     }
 
     /// Brings what is served in line with the files.
-    fn serve(&mut self, problems: &mut BTreeMap<String, String>) -> Vec<Event> {
-        let mut wanted: BTreeMap<(Kind, ObjectName), (&Path, &Object)> = BTreeMap::new();
+    fn serve(&mut self) -> Vec<Event> {
+        self.doubles.clear();
+        let mut wanted: BTreeMap<(Kind, ObjectName), (&Path, &Arc<Object>)> = BTreeMap::new();
         for (path, file) in &self.files {
             for object in &file.objects {
                 let id = object.id();
@@ -172,7 +194,8 @@ impl Folder {
                         id.1,
                         first.display()
                     );
-                    problems.insert(format!("{} {} in {}", id.0, id.1, path.display()), reason);
+                    self.doubles
+                        .insert(format!("{} {} in {}", id.0, id.1, path.display()), reason);
                 } else {
                     wanted.insert(id, (path, object));
                 }
@@ -181,7 +204,7 @@ impl Folder {
         let mut events = Vec::new();
         for (id, (_, object)) in &wanted {
             if self.served.get(id) != Some(object) {
-                events.push(Event::Upsert((*object).clone()));
+                events.push(Event::Upsert(Object::clone(object)));
             }
         }
         for (kind, name) in self.served.keys() {
@@ -191,14 +214,14 @@ impl Folder {
         }
         self.served = wanted
             .into_iter()
-            .map(|(id, (_, object))| (id, object.clone()))
+            .map(|(id, (_, object))| (id, Arc::clone(object)))
             .collect();
         events
     }
 }
 
 /// Reads one file; of what is not understood, `before` stands.
-fn read(path: &Path, signature: Signature, before: Vec<Object>) -> File {
+fn read(path: &Path, signature: Signature, before: Vec<Arc<Object>>) -> File {
     let keep = |problem: String| File {
         signature,
         objects: before.clone(),
@@ -221,17 +244,20 @@ fn read(path: &Path, signature: Signature, before: Vec<Object>) -> File {
             "is empty; what it said before stands, remove the file to remove its objects".to_owned(),
         );
     }
-    let mut objects: Vec<Object> = Vec::new();
+    let mut objects: Vec<Arc<Object>> = Vec::new();
     let mut problems = Vec::new();
     for document in yaml::documents(&text) {
-        match wire::parse(&document) {
-            Ok(Document::Objects(found)) => objects.extend(found),
+        match wire::parse(document.text) {
+            Ok(Document::Objects(found)) => objects.extend(found.into_iter().map(Arc::new)),
             Ok(Document::Other) => {}
-            Err(error) => problems.push(format!("{error}; what it said before stands")),
+            Err(error) => {
+                let error = error.after(document.lines_before);
+                problems.push(format!("{error}; what it said before stands"));
+            }
         }
     }
     if !problems.is_empty() {
-        let restated: BTreeSet<_> = objects.iter().map(Object::id).collect();
+        let restated: BTreeSet<_> = objects.iter().map(|object| object.id()).collect();
         objects.extend(
             before
                 .into_iter()
@@ -366,6 +392,27 @@ mod tests {
         let events = folder.scan();
         assert_eq!(upserts(&events), ["default/one"]);
         assert!(problem(&events).contains("a.yaml too"), "{}", problem(&events));
+    }
+
+    #[tokio::test]
+    async fn reading_the_folder_does_not_call_for_reading_it_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let (heard, hears) = std::sync::mpsc::channel();
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            heard.send(event.unwrap().kind).unwrap();
+        })
+        .unwrap();
+        watcher
+            .watch(directory.path(), RecursiveMode::NonRecursive)
+            .unwrap();
+        fs::read_dir(directory.path()).unwrap().count();
+        fs::write(directory.path().join("a.yaml"), "text").unwrap();
+        let kinds: Vec<_> = hears
+            .iter()
+            .take_while(|kind| *kind != EventKind::Access(AccessKind::Close(AccessMode::Write)))
+            .collect();
+        assert!(is_mere_reading(kinds[0]), "{kinds:?}");
+        assert!(kinds.iter().any(|kind| !is_mere_reading(*kind)), "{kinds:?}");
     }
 
     #[test]

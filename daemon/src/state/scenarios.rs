@@ -14,8 +14,8 @@ use crate::yaml;
 fn fold(cluster: &mut Cluster, text: &str) -> Touched {
     let mut all = Touched::default();
     for document in yaml::documents(text) {
-        let Document::Objects(objects) = wire::parse(&document).unwrap() else {
-            panic!("not an object of ours: {document}")
+        let Document::Objects(objects) = wire::parse(document.text).unwrap() else {
+            panic!("not an object of ours: {}", document.text)
         };
         for object in objects {
             let touched = cluster.upsert(object);

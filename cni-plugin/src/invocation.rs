@@ -1,0 +1,95 @@
+//! What the runtime says through the environment: the verb, and which container it is about.
+//!
+//! Runtimes set all six variables on every verb, empty where they do not apply: empty counts as not set. `CNI_PATH` and
+//! `CNI_ARGS` are of no use here and are not looked at.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use sluice_ipam::{Attachment, InvalidName};
+
+use crate::error::{Code, Failure};
+
+/// A call, its variables checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Invocation {
+    /// Wire a pod.
+    Add(Target),
+    /// Unwire it; its namespace may be gone, so no path is taken.
+    Del(Attachment),
+    /// See whether it is wired as it was.
+    Check(Target),
+    /// Collect what dead containers left.
+    Gc,
+    /// Could a pod be wired now?
+    Status,
+    /// Which versions are spoken?
+    Version,
+}
+
+/// An interface of a container and where it lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Which.
+    pub attachment: Attachment,
+    /// Path of its network namespace.
+    pub netns: PathBuf,
+}
+
+impl Invocation {
+    /// Reads the variables through `variable`. Nothing when `CNI_COMMAND` is not set: a human called.
+    ///
+    /// # Errors
+    /// Code 4, naming every variable that is missing or wrong.
+    pub fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<Self>, Failure> {
+        let text = |name: &str| match variable(name).map(OsString::into_string) {
+            None => Ok(None),
+            Some(Ok(value)) => Ok(Some(value).filter(|value| !value.is_empty())),
+            Some(Err(_)) => Err(Failure::new(Code::Environment, format!("{name}: is not UTF-8"))),
+        };
+        let Some(command) = text("CNI_COMMAND")? else {
+            return Ok(None);
+        };
+        let names: &[&str] = match command.as_str() {
+            "ADD" | "CHECK" => &["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"],
+            "DEL" => &["CNI_CONTAINERID", "CNI_IFNAME"],
+            "GC" => return Ok(Some(Self::Gc)),
+            "STATUS" => return Ok(Some(Self::Status)),
+            "VERSION" => return Ok(Some(Self::Version)),
+            _ => {
+                let message =
+                    format!("CNI_COMMAND {command:?}: is none of ADD, DEL, CHECK, GC, STATUS, VERSION");
+                return Err(Failure::new(Code::Environment, message));
+            }
+        };
+        let mut missing = Vec::new();
+        for name in names {
+            if text(name)?.is_none() {
+                missing.push(*name);
+            }
+        }
+        if !missing.is_empty() {
+            let message = format!("{}: not set, but {command} needs it", missing.join(", "));
+            return Err(Failure::new(Code::Environment, message));
+        }
+        let required = |name: &str| Ok::<_, Failure>(text(name)?.unwrap_or_default());
+        let attachment = Attachment::new(&required("CNI_CONTAINERID")?, &required("CNI_IFNAME")?);
+        let attachment = attachment.map_err(|error| {
+            let name = match error {
+                InvalidName::Ifname(_) => "CNI_IFNAME",
+                _ => "CNI_CONTAINERID",
+            };
+            Failure::new(Code::Environment, format!("{name}: {error}"))
+        })?;
+        if command == "DEL" {
+            return Ok(Some(Self::Del(attachment)));
+        }
+        let netns = PathBuf::from(required("CNI_NETNS")?);
+        let target = Target { attachment, netns };
+        Ok(Some(if command == "ADD" {
+            Self::Add(target)
+        } else {
+            Self::Check(target)
+        }))
+    }
+}

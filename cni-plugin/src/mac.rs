@@ -1,0 +1,100 @@
+//! MAC addresses and device names of a pod's two ends: derived from who the pod is, so that no call need ask or
+//! remember, and the same call repeated makes the same.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sluice_ipam::Attachment;
+
+use crate::names::DEVICE_PREFIX;
+
+/// An Ethernet address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mac([u8; 6]);
+
+impl Mac {
+    /// The address of these bytes.
+    pub fn from_bytes(bytes: [u8; 6]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8; 6] {
+        &self.0
+    }
+
+    /// MAC of the end on the host.
+    pub fn of_host_end(attachment: &Attachment) -> Self {
+        Self::derived("host", attachment)
+    }
+
+    /// MAC of the end in the pod, unless the runtime asks for another.
+    pub fn of_pod_end(attachment: &Attachment) -> Self {
+        Self::derived("pod", attachment)
+    }
+
+    fn derived(end: &str, attachment: &Attachment) -> Self {
+        let [a, b, c, d, e, f, ..] = hash(&[end, attachment.container_id(), attachment.ifname()]).to_be_bytes();
+        // Locally administered, for one station.
+        Self([a & 0xfc | 0x02, b, c, d, e, f])
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, f] = self.0;
+        write!(formatter, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
+
+impl FromStr for Mac {
+    type Err = String;
+
+    /// Six bytes in hexadecimal between colons or dashes, of one station.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || format!("{text:?} is not a MAC address like 0a:58:0a:f4:00:05");
+        let mut bytes = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
+            if !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                return Err(wrong());
+            }
+            *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
+        }
+        if parts.next().is_some() {
+            return Err(wrong());
+        }
+        if bytes[0] & 1 != 0 || bytes == [0; 6] {
+            return Err(format!("{text:?} is a MAC address of no single station"));
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// Name of the device at the host's end.
+pub fn host_device(attachment: &Attachment) -> String {
+    let hash = hash(&["name", attachment.container_id(), attachment.ifname()]);
+    format!("{DEVICE_PREFIX}{:09x}", hash >> 28)
+}
+
+/// Whether a device of this name is the host's end of some pod.
+pub fn is_host_device(name: &str) -> bool {
+    name.strip_prefix(DEVICE_PREFIX).is_some_and(|rest| {
+        rest.len() == 9 && rest.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+/// FNV-1a, its bits then mixed so that all of them depend on all of the text. Names on running nodes come from it:
+/// it must never change.
+fn hash(parts: &[&str]) -> u64 {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for part in parts {
+        for byte in part.bytes().chain([0]) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
