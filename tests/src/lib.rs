@@ -37,7 +37,12 @@ pub fn kubia_pods(lab: &Lab, wanted: &[(&str, &str)]) -> Result<Vec<Pod>> {
 /// # Errors
 /// There is no such member.
 pub fn addresses(lab: &Lab, host: &str) -> Result<Vec<String>> {
-    Ok(lab.host(host)?.addresses.iter().map(ToString::to_string).collect())
+    Ok(lab
+        .host(host)?
+        .addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect())
 }
 
 /// A pod's address of the same family as `like`.
@@ -75,14 +80,18 @@ pub fn answers(from: &Node<'_>, host: &str, port: u16, count: usize) -> Result<B
 /// It never comes to that; with who answered last.
 pub fn wait_for_answers(from: &Node<'_>, host: &str, port: u16, wanted: &[&str]) -> Result<()> {
     let wanted: BTreeSet<&str> = wanted.iter().copied().collect();
-    wait_until(&format!("{host} port {port} answers as {wanted:?}"), PATIENCE, || {
-        let counts = answers(from, host, port, 15 * wanted.len())?;
-        let found: BTreeSet<&str> = counts.keys().map(String::as_str).collect();
-        if found != wanted {
-            bail!("{found:?} answered");
-        }
-        Ok(true)
-    })
+    wait_until(
+        &format!("{host} port {port} answers as {wanted:?}"),
+        PATIENCE,
+        || {
+            let counts = answers(from, host, port, 15 * wanted.len())?;
+            let found: BTreeSet<&str> = counts.keys().map(String::as_str).collect();
+            if found != wanted {
+                bail!("{found:?} answered");
+            }
+            Ok(true)
+        },
+    )
 }
 
 /// The caller's address as whoever answers at `host` sees it.

@@ -1,5 +1,7 @@
 //! The lab itself: that it is what the other tests take it for, and that it goes away.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -49,8 +51,17 @@ fn hosts_reach_each_other_and_nothing_is_left() {
     }
     let node = lab.node("node1");
     assert_eq!(node.sh("hostname").unwrap(), "node1\n");
-    assert_eq!(node.sh("ls /opt/cni/bin /etc/cni/net.d /sys/fs/bpf").unwrap().matches(".conf").count(), 0);
-    assert_eq!(node.sh("cat /proc/self/cgroup").unwrap().lines().last().unwrap(), "0::/");
+    assert_eq!(
+        node.sh("ls /opt/cni/bin /etc/cni/net.d /sys/fs/bpf")
+            .unwrap()
+            .matches(".conf")
+            .count(),
+        0
+    );
+    assert_eq!(
+        node.sh("cat /proc/self/cgroup").unwrap().lines().last().unwrap(),
+        "0::/"
+    );
     node.sh("echo 1 > /etc/of-the-node; echo 1 > /opt/of-the-node; echo 1 > /run/of-the-node")
         .unwrap();
     for path in ["/etc/of-the-node", "/opt/of-the-node", "/run/of-the-node"] {
@@ -59,7 +70,11 @@ fn hosts_reach_each_other_and_nothing_is_left() {
     }
     drop(lab);
     assert_eq!(traces(&options.name), [""; 0]);
-    assert_eq!(own_addresses(), before, "the machine's own interfaces are as before");
+    assert_eq!(
+        own_addresses(),
+        before,
+        "the machine's own interfaces are as before"
+    );
 }
 
 #[test]
@@ -71,7 +86,10 @@ fn exec_passes_what_goes_in_and_out() {
     assert_eq!(killed.status.code(), Some(128 + Signal::SIGTERM as i32));
     let failed = node.exec(&["no-such-program"]).unwrap();
     let said = String::from_utf8(failed.stderr).unwrap();
-    assert!(said.contains("no-such-program") && said.contains("node1"), "{said}");
+    assert!(
+        said.contains("no-such-program") && said.contains("node1"),
+        "{said}"
+    );
     let said = lab.node("node9").exec(&["true"]).unwrap().stderr;
     let said = String::from_utf8(said).unwrap();
     assert!(said.contains("node9") && said.contains("node2"), "{said}");

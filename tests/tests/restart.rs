@@ -1,5 +1,7 @@
 //! Daemons that are killed, stopped and started: what runs goes on, what changed meanwhile is caught up with.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use nix::sys::signal::Signal;
 use sluice_lab::demo::restart::{Load, allow, kill_and_wait, stop, wait_for_requests};
 use sluice_lab::{Lab, Node, Options, url, wait_until};
@@ -33,7 +35,11 @@ fn no_request_fails_while_daemons_are_killed() {
     let nodes = lab.nodes();
     let pod = lab.pod("kubia-a").unwrap();
     let favourite = pod.get(KUBIA, 80, "").unwrap();
-    let places: Vec<Node<'_>> = nodes.iter().map(|node| lab.node(node)).chain([lab.client()]).collect();
+    let places: Vec<Node<'_>> = nodes
+        .iter()
+        .map(|node| lab.node(node))
+        .chain([lab.client()])
+        .collect();
     allow(&places).unwrap();
     let mut loads = Vec::new();
     let mut running = Vec::new();
@@ -65,7 +71,11 @@ fn no_request_fails_while_daemons_are_killed() {
         let (what, made, failed) = load.finish().unwrap();
         assert_eq!(failed, 0, "{what}: of {made}");
     }
-    assert_eq!(pod.get(KUBIA, 80, "").unwrap(), favourite, "affinity outlives the daemon");
+    assert_eq!(
+        pod.get(KUBIA, 80, "").unwrap(),
+        favourite,
+        "affinity outlives the daemon"
+    );
 }
 
 /// C13 C6
@@ -75,7 +85,9 @@ fn pods_come_and_go_while_the_daemon_is_down_and_it_catches_up() {
     lab.stop_sluiced("node1").unwrap();
 
     // The plugin answers all the same, and what it wired works.
-    let pod = lab.pod_add("node1", "meanwhile", &[sluice_tests::KUBIA], &[]).unwrap();
+    let pod = lab
+        .pod_add("node1", "meanwhile", &[sluice_tests::KUBIA], &[])
+        .unwrap();
     for address in &pod.addresses {
         let from = lab.pod("kubia-c").unwrap();
         assert_eq!(from.get(&address.to_string(), 8080, "").unwrap(), "meanwhile");
@@ -83,17 +95,33 @@ fn pods_come_and_go_while_the_daemon_is_down_and_it_catches_up() {
     lab.pod_rm("kubia-b").unwrap();
     let interfaces = lab.node("node1").run(&["ip", "-o", "link"]).unwrap();
     // The other node knows already; this one serves what it knew, less what is gone.
-    wait_for_answers(&lab.node("node2"), KUBIA_WEB, 80, &["kubia-a", "kubia-c", "meanwhile"]).unwrap();
+    wait_for_answers(
+        &lab.node("node2"),
+        KUBIA_WEB,
+        80,
+        &["kubia-a", "kubia-c", "meanwhile"],
+    )
+    .unwrap();
     lab.delete(manifest("kubia.yaml")).unwrap();
 
     lab.start_sluiced("node1").unwrap();
-    wait_for_answers(&lab.node("node1"), KUBIA_WEB, 80, &["kubia-a", "kubia-c", "meanwhile"]).unwrap();
+    wait_for_answers(
+        &lab.node("node1"),
+        KUBIA_WEB,
+        80,
+        &["kubia-a", "kubia-c", "meanwhile"],
+    )
+    .unwrap();
     wait_until("the deleted Service is gone", PATIENCE, || {
         Ok(lab.node("node1").get(KUBIA, 80, "").is_err())
     })
     .unwrap();
     assert_eq!(
-        lab.node("node1").run(&["ip", "-o", "link"]).unwrap().lines().count(),
+        lab.node("node1")
+            .run(&["ip", "-o", "link"])
+            .unwrap()
+            .lines()
+            .count(),
         interfaces.lines().count(),
         "the daemon left the pods' interfaces alone"
     );

@@ -1,6 +1,8 @@
 //! Services as tutorials have them, asked by pods, nodes and the outside host. One lab: each test brings Services and,
 //! where it changes them, pods of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeSet;
 use std::fs;
 
@@ -27,7 +29,12 @@ fn kubia_lab() -> (Lab, Vec<Pod>) {
     let lab = Lab::up(Options::default()).unwrap();
     let mut pods = kubia_pods(&lab, &PODS).unwrap();
     pods.push(lab.pod_add("node3", "asker", &[], &[]).unwrap());
-    for file in ["kubia.yaml", "kubia-web.yaml", "kubia-nodeport.yaml", "kubia-loadbalancer.yaml"] {
+    for file in [
+        "kubia.yaml",
+        "kubia-web.yaml",
+        "kubia-nodeport.yaml",
+        "kubia-loadbalancer.yaml",
+    ] {
         lab.apply(manifest(file)).unwrap();
     }
     for node in lab.nodes() {
@@ -40,10 +47,14 @@ fn kubia_lab() -> (Lab, Vec<Pod>) {
 
 /// A pod of the Service, one that is not, and a node.
 fn askers(lab: &Lab) -> [Node<'_>; 3] {
-    [lab.pod("kubia-a").unwrap(), lab.pod("asker").unwrap(), lab.node("node3")]
+    [
+        lab.pod("kubia-a").unwrap(),
+        lab.pod("asker").unwrap(),
+        lab.node("node3"),
+    ]
 }
 
-/// S1 S5 S6 S16 S17
+/// S1 S5 S6 S12 S16 S17
 #[test]
 fn cluster_ips_serve_pods_and_nodes() {
     let (lab, pods) = kubia_lab();
@@ -94,15 +105,21 @@ fn sources_are_kept(lab: &Lab, pods: &[Pod]) {
 }
 
 /// A Service whose only pod asks it.
-// S12
 fn hairpin(lab: &Lab) {
-    lab.apply_text(&service("own", "10.96.0.50", "me: only", "")).unwrap();
+    lab.apply_text(&service("own", "10.96.0.50", "me: only", ""))
+        .unwrap();
     lab.pod_add("node1", "only", &[("me", "only")], &[]).unwrap();
     wait_for_answers(&lab.pod("only").unwrap(), "10.96.0.50", 80, &["only"]).unwrap();
 }
 
 fn of_one_family_only(lab: &Lab) {
-    lab.apply_text(&service("six", "fd00:96::60", "app: kubia", "  ipFamilies: [IPv6]\n")).unwrap();
+    lab.apply_text(&service(
+        "six",
+        "fd00:96::60",
+        "app: kubia",
+        "  ipFamilies: [IPv6]\n",
+    ))
+    .unwrap();
     wait_for_answers(&lab.node("node3"), "fd00:96::60", 80, &NAMES).unwrap();
     for entry in service_entries(lab, "node3", "six").unwrap() {
         let text = entry["backends"].to_string();
@@ -129,7 +146,11 @@ fn from_outside_by_any_node_and_without_selectors() {
     }
 
     let _outside = serve_on_client(&lab).unwrap();
-    for file in ["external-service.yaml", "kubia-headless.yaml", "kubia-externalname.yaml"] {
+    for file in [
+        "external-service.yaml",
+        "kubia-headless.yaml",
+        "kubia-externalname.yaml",
+    ] {
         lab.apply(manifest(file)).unwrap();
     }
     for from in askers(&lab) {
@@ -137,7 +158,10 @@ fn from_outside_by_any_node_and_without_selectors() {
     }
     // Applied together: what serves external-service has seen the other two.
     for nothing in ["kubia-headless", "kubia-externalname"] {
-        assert_eq!(service_entries(&lab, "node1", nothing).unwrap(), [serde_json::Value::Null; 0]);
+        assert_eq!(
+            service_entries(&lab, "node1", nothing).unwrap(),
+            [serde_json::Value::Null; 0]
+        );
     }
 }
 
@@ -146,14 +170,18 @@ fn from_outside_by_any_node_and_without_selectors() {
 fn endpoints_come_and_go_and_none_means_refused() {
     let (lab, _) = kubia_lab();
     let asker = lab.pod("asker").unwrap();
-    lab.apply_text(&service("nobody", "10.96.0.70", "app: nobody", "")).unwrap();
+    lab.apply_text(&service("nobody", "10.96.0.70", "app: nobody", ""))
+        .unwrap();
     let refused = |from: &Node<'_>, host: &str, port: u16| {
         let url = url(host, port, "");
         let output = from.exec(&["busybox", "wget", "-T", "10", "-O", "-", &url])?;
         Ok(String::from_utf8_lossy(&output.stderr).contains("refused"))
     };
     for from in askers(&lab) {
-        wait_until("a Service without endpoints refuses", PATIENCE, || refused(&from, "10.96.0.70", 80)).unwrap();
+        wait_until("a Service without endpoints refuses", PATIENCE, || {
+            refused(&from, "10.96.0.70", 80)
+        })
+        .unwrap();
     }
 
     lab.pod_rm("kubia-d").unwrap();
@@ -164,7 +192,8 @@ fn endpoints_come_and_go_and_none_means_refused() {
             assert!(NAMES[..3].contains(&who.as_str()), "UDP: {who:?}");
         }
     }
-    lab.pod_add("node3", "kubia-d", &[sluice_tests::KUBIA], &[]).unwrap();
+    lab.pod_add("node3", "kubia-d", &[sluice_tests::KUBIA], &[])
+        .unwrap();
     wait_for_answers(&asker, KUBIA_WEB[0], 80, &NAMES).unwrap();
 
     // The pods whose client stays with one: when that one goes, another takes over.
@@ -193,8 +222,14 @@ fn a_broken_manifest_is_named_and_what_was_there_stands() {
     let good = fs::read_to_string(&path).unwrap();
     let line_of = |word: &str| good.lines().position(|line| line.starts_with(word)).unwrap() + 1;
     for (bad, wanted) in [
-        (good.replace("\nspec:", "\nsepc:"), format!("line {}", line_of("spec:"))),
-        (good.replace("\n  ports:", "\n\tports:"), format!("line {}", line_of("  ports:"))),
+        (
+            good.replace("\nspec:", "\nsepc:"),
+            format!("line {}", line_of("spec:")),
+        ),
+        (
+            good.replace("\n  ports:", "\n\tports:"),
+            format!("line {}", line_of("  ports:")),
+        ),
         (good.replace("port: 80\n", "port: 80000\n"), "80000".to_owned()),
     ] {
         assert_ne!(bad, good);
@@ -204,7 +239,14 @@ fn a_broken_manifest_is_named_and_what_was_there_stands() {
             Ok(said.contains("service-default-kubia-web.yaml") && said.contains(&wanted))
         })
         .unwrap();
-        assert_eq!(lab.node("node3").exec(&["sluicectl", "status"]).unwrap().status.code(), Some(1));
+        assert_eq!(
+            lab.node("node3")
+                .exec(&["sluicectl", "status"])
+                .unwrap()
+                .status
+                .code(),
+            Some(1)
+        );
         assert_eq!(answers(&asker, KUBIA_WEB[0], 80, 60).unwrap().len(), 4);
     }
     fs::write(&path, &good).unwrap();

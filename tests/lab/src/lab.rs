@@ -279,7 +279,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() && !self.record.options.bare {
             for node in self.nodes() {
                 let end = up::log_end(self.name(), &node, 40);
                 eprintln!("--- the end of sluiced's log on {node}\n{end}");
