@@ -13,6 +13,13 @@ use crate::state::Process;
 
 /// Builds switches and router in the fabric's namespace.
 pub fn build(fabric: Process, options: &Options) -> Result<()> {
+    // A router whose link-local address is still being checked for duplicates asks for no neighbour.
+    let settings = [
+        "net/ipv6/conf/default/accept_dad=0",
+        "net/ipv4/ip_forward=1",
+        "net/ipv6/conf/all/forwarding=1",
+    ];
+    set(fabric, &settings)?;
     let mut lines = String::new();
     for subnet in 0..options.subnets {
         let bridge = bridge(subnet);
@@ -25,16 +32,7 @@ pub fn build(fabric: Process, options: &Options) -> Result<()> {
             lines += &address_line(gateway, &bridge);
         }
     }
-    ip_batch(fabric, &lines).context("building the switches")?;
-    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-        in_netns(
-            fabric,
-            &["sh", "-c", "echo 1 > /proc/sys/$0", key],
-            None,
-            "switching forwarding on",
-        )?;
-    }
-    Ok(())
+    ip_batch(fabric, &lines).context("building the switches")
 }
 
 /// Plugs a host in: its end is `eth0`, the fabric's has the host's name.
@@ -48,6 +46,8 @@ pub fn plug(fabric: Process, host: &Host, init: Process, options: &Options) -> R
         pid = init.pid
     );
     ip_batch(fabric, &cable).with_context(|| format!("plugging {name} into the switch"))?;
+    // On this link alone: pods' links are to be as the node makes them.
+    set(init, &["net/ipv6/conf/eth0/accept_dad=0"])?;
     let mut lines = "link set eth0 up\n".to_owned();
     for address in &host.addresses {
         lines += &address_line(*address, "eth0");
@@ -68,6 +68,13 @@ fn address_line(address: std::net::IpAddr, device: &str) -> String {
         "addr add {address}/{} dev {device}{nodad}\n",
         plan::prefix(address)
     )
+}
+
+/// Writes kernel settings, each as `path=value`.
+fn set(process: Process, settings: &[&str]) -> Result<()> {
+    let script = "for s; do echo ${s#*=} > /proc/sys/${s%=*} || exit 1; done";
+    let command = [&["sh", "-c", script, "set"], settings].concat();
+    in_netns(process, &command, None, "writing kernel settings")
 }
 
 fn ip_batch(process: Process, lines: &str) -> Result<()> {

@@ -14,6 +14,8 @@ use anyhow::{Context, Result, anyhow};
 pub const PID_FILE: &str = "/run/supervised.pid";
 /// The number, inside the node, of the supervisor.
 pub const SUPERVISOR_PID_FILE: &str = "/run/supervisor.pid";
+/// How lines begin that say that the process ended.
+pub const ENDED: &str = "lab:";
 /// How long after its death the process is started again.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -34,7 +36,7 @@ pub fn supervise(command: &[String]) -> Result<()> {
         let status = child.wait().with_context(|| format!("waiting for {program}"))?;
         // Gone before the process can be taken for running, so that nobody kills a number that is free again.
         let _ = fs::remove_file(PID_FILE);
-        eprintln!("lab: {program} ended ({status}); it is started again in {PAUSE:?}");
+        eprintln!("{ENDED} {program} ended ({status}); it is started again in {PAUSE:?}");
         sleep(PAUSE);
     }
 }

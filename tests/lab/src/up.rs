@@ -16,7 +16,7 @@ use crate::options::Options;
 use crate::plan::{self, FABRIC, Host};
 use crate::progress::Progress;
 use crate::state::{self, Member, Record};
-use crate::{cgroup, fabric, manifests};
+use crate::{cgroup, fabric, manifests, supervise};
 
 /// What says that a node takes pods: the daemon writes it last.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-sluice.conflist";
@@ -24,6 +24,8 @@ pub const CONFLIST: &str = "/etc/cni/net.d/10-sluice.conflist";
 pub const DAEMON_LOG: &str = "/var/log/sluiced.log";
 /// How long the nodes may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A daemon that ended more often than this while it was to start will not start.
+const MANY_ENDINGS: usize = 5;
 
 /// The folder with Sluice's binaries: `$SLUICE_BIN_DIR`, else that of the running program.
 ///
@@ -267,11 +269,14 @@ pub(crate) fn wait_for_conflist(record: &Record, node: &Member, deadline: Instan
         if !node.init.is_alive() {
             bail!("{} died while its daemon started", node.host.name);
         }
-        if Instant::now() > deadline {
+        let endings = log_end(&record.options.name, &node.host.name, usize::MAX)
+            .lines()
+            .filter(|line| line.starts_with(supervise::ENDED))
+            .count();
+        if Instant::now() > deadline || endings > MANY_ENDINGS {
             bail!(
-                "{} takes no pods after {} s (no {CONFLIST}); the end of its daemon's log:\n{}",
+                "{} takes no pods (no {CONFLIST}; its daemon ended {endings} times); the end of the daemon's log:\n{}",
                 node.host.name,
-                PATIENCE.as_secs(),
                 log_end(&record.options.name, &node.host.name, 15)
             );
         }
