@@ -62,7 +62,7 @@ pub fn answers(from: &Node<'_>, host: &str, port: u16, count: usize) -> Result<B
     let url = url(host, port, "");
     let script = format!(
         "i=0; while [ $i -lt {count} ]; do \
-         busybox wget -q -T 2 -O - '{url}' 2>/dev/null || echo FAILED; i=$((i+1)); done"
+         timeout 2 busybox wget -q -O - '{url}' 2>/dev/null || echo FAILED; i=$((i+1)); done"
     );
     let mut counts = BTreeMap::new();
     for line in from.sh(&script)?.lines() {

@@ -203,7 +203,7 @@ fn cleanup_takes_what_is_sluices_and_nothing_else() {
          nft add table inet foreign && nft add chain inet foreign here && nft add rule inet foreign here counter",
     )
     .unwrap();
-    let routes = "{ ip -4 route; ip -6 route; } | grep -v -e ^10.244. -e ^fd00:244: | sort";
+    let routes = "{ ip -4 route; ip -6 route; } | grep -v -e 10.244. -e fd00:244: -e sluice | sort";
     let foreign = format!("nft list table inet foreign; ip -o link show foreign; {routes}");
     let before = node.sh(&foreign).unwrap();
     assert_ne!(tunnels(&lab, "node1"), [""; 0]);
@@ -217,7 +217,7 @@ fn cleanup_takes_what_is_sluices_and_nothing_else() {
         ("tables", "nft list tables | grep sluice"),
         (
             "routes",
-            "{ ip -4 route; ip -6 route; } | grep -e ^10.244. -e ^fd00:244:",
+            "{ ip -4 route; ip -6 route; } | grep -e 10.244. -e fd00:244:",
         ),
         ("pins", "ls -d /sys/fs/bpf/sluice"),
         ("files", "ls /etc/cni/net.d/10-sluice.conflist"),

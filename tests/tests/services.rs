@@ -174,7 +174,7 @@ fn endpoints_come_and_go_and_none_means_refused() {
         .unwrap();
     let refused = |from: &Node<'_>, host: &str, port: u16| {
         let url = url(host, port, "");
-        let output = from.exec(&["busybox", "wget", "-T", "10", "-O", "-", &url])?;
+        let output = from.exec(&["timeout", "10", "busybox", "wget", "-O", "-", &url])?;
         Ok(String::from_utf8_lossy(&output.stderr).contains("refused"))
     };
     for from in askers(&lab) {

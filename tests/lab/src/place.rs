@@ -86,7 +86,7 @@ impl<'lab> Node<'lab> {
     /// No answer within two seconds, or an HTTP error.
     pub fn get(&self, host: &str, port: u16, path: &str) -> Result<String> {
         let url = url(host, port, path);
-        let body = self.run(&["busybox", "wget", "-q", "-T", "2", "-O", "-", &url])?;
+        let body = self.run(&["timeout", "2", "busybox", "wget", "-q", "-O", "-", &url])?;
         Ok(body.trim().to_owned())
     }
 

@@ -195,8 +195,10 @@ fn addresses(result: &Value) -> Vec<std::net::IpAddr> {
 pub fn default_script(name: &str) -> String {
     format!(
         "www=/run/pods/{name}; mkdir -p $www/cgi-bin; echo {name} > $www/index.html\n\
-         printf '#!/bin/busybox sh\\nprintf \"Content-type: text/plain\\\\r\\\\n\\\\r\\\\n%s\\\\n\" \"$REMOTE_ADDR\"\\n' \
-         > $www/cgi-bin/source\n\
+         cat > $www/cgi-bin/source <<'END'\n\
+         #!/bin/busybox sh\n\
+         printf 'Content-type: text/plain\\r\\n\\r\\n%s\\n' \"$REMOTE_ADDR\"\n\
+         END\n\
          chmod +x $www/cgi-bin/source\n\
          busybox httpd -p {http} -h $www; busybox httpd -p {https} -h $www\n\
          exec sluice-lab udp-name {http} {name}\n",

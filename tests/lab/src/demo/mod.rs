@@ -234,7 +234,7 @@ impl Stage {
 /// Makes one request for each URL, each on a connection of its own; a line per answer, `FAILED` where none came.
 fn fetch(from: &Node<'_>, urls: &[String]) -> Result<Vec<String>> {
     let script = format!(
-        "for u in {}; do busybox wget -q -T 2 -O - $u 2>/dev/null || echo FAILED; done",
+        "for u in {}; do timeout 2 busybox wget -q -O - $u 2>/dev/null || echo FAILED; done",
         urls.join(" ")
     );
     let said = from.sh(&script)?;

@@ -30,7 +30,7 @@ impl Load {
     pub fn start(from: &Node<'_>, name: &str, url: &str) -> Result<Self> {
         let script = format!(
             "n=0; f=0; while [ ! -e {STOP} ]; do \
-             busybox wget -q -T 3 -O /dev/null {url} 2>/dev/null || f=$((f+1)); \
+             timeout 3 busybox wget -q -O /dev/null {url} 2>/dev/null || f=$((f+1)); \
              n=$((n+1)); echo $n > {COUNT}-{name}; done; echo $n $f"
         );
         Ok(Self {
