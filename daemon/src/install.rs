@@ -10,6 +10,7 @@ use sluice_cni::names::{CONFLIST, PLUGIN, PLUGIN_FOLDER};
 
 use crate::config::Config;
 use crate::egress;
+use crate::forward;
 use crate::network::Network;
 
 /// Everything the daemon and the plugin keep for the length of a boot.
@@ -56,6 +57,7 @@ pub async fn cleanup() -> Cleanup {
         remove_file(&Path::new(PLUGIN_FOLDER).join(PLUGIN)),
     );
     cleanup.note("the nftables table of egress", egress::nftables::remove());
+    cleanup.note("the way through the host's FORWARD chain", forward::remove());
     match Network::open(Config::default().network) {
         Ok(network) => {
             cleanup.note(
