@@ -1,0 +1,169 @@
+//! Requests that run while every daemon is killed: none may fail.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::Signal;
+
+use super::checks::{KUBIA_WEB, NODE_PORT};
+use super::{Outcome, Stage};
+use crate::lab::{Lab, wait_until};
+use crate::place::{Node, Running, url};
+
+/// Requests that are made one after the other until told to stop.
+#[derive(Debug)]
+pub struct Load {
+    what: String,
+    running: Running,
+}
+
+/// The file on a node that stops the loops there.
+const STOP: &str = "/run/stop-load";
+/// How many requests a loop has made so far.
+const COUNT: &str = "/run/load";
+
+impl Load {
+    /// Starts a loop of requests for `url`, each on a connection of its own.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(from: &Node<'_>, name: &str, url: &str) -> Result<Self> {
+        let script = format!(
+            "n=0; f=0; while [ ! -e {STOP} ]; do \
+             busybox wget -q -T 3 -O /dev/null {url} 2>/dev/null || f=$((f+1)); \
+             n=$((n+1)); echo $n > {COUNT}-{name}; done; echo $n $f"
+        );
+        Ok(Self {
+            what: format!("{name} to {url}"),
+            running: from.spawn(&["busybox", "sh", "-c", &script])?,
+        })
+    }
+
+    /// Waits for the loop's end and gives how many requests it made and how many of them failed.
+    ///
+    /// # Errors
+    /// It did not end as it should.
+    pub fn finish(self) -> Result<(String, usize, usize)> {
+        let output = self.running.finish()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let (made, failed) = said
+            .trim()
+            .split_once(' ')
+            .ok_or_else(|| anyhow!("{} said {said:?}", self.what))?;
+        Ok((
+            self.what,
+            made.parse().context("counting requests")?,
+            failed.parse().context("counting failed requests")?,
+        ))
+    }
+}
+
+/// Waits until the loop called `name` has made `more` further requests.
+///
+/// # Errors
+/// It does not.
+pub fn wait_for_requests(from: &Node<'_>, name: &str, more: usize) -> Result<()> {
+    let file = format!("{COUNT}-{name}");
+    let made = || -> usize {
+        let said = from.run(&["cat", &file]).unwrap_or_default();
+        said.trim().parse().unwrap_or(0)
+    };
+    let before = made();
+    wait_until(
+        &format!("the load of {name} goes on"),
+        Duration::from_secs(30),
+        || Ok(made() >= before + more),
+    )
+}
+
+/// Lets new loops run on these places.
+///
+/// # Errors
+/// A place is gone.
+pub fn allow(places: &[Node<'_>]) -> Result<()> {
+    places
+        .iter()
+        .try_for_each(|place| place.run(&["rm", "-f", STOP]).map(drop))
+}
+
+/// Ends the loops on these places.
+///
+/// # Errors
+/// A place is gone.
+pub fn stop(places: &[Node<'_>]) -> Result<()> {
+    places
+        .iter()
+        .try_for_each(|place| place.run(&["touch", STOP]).map(drop))
+}
+
+/// Kills a node's daemon with SIGKILL and waits until another one serves.
+///
+/// # Errors
+/// None comes.
+pub fn kill_and_wait(lab: &Lab, node: &str) -> Result<()> {
+    let before = lab.daemon_number(node)?;
+    lab.kill_sluiced(node, Signal::SIGKILL)?;
+    wait_until(
+        &format!("sluiced is healthy again on {node}"),
+        Duration::from_secs(30),
+        || {
+            let is_new = lab.daemon_number(node)? != before;
+            Ok(is_new && lab.node(node).exec(&["sluicectl", "status"])?.status.success())
+        },
+    )
+}
+
+pub(super) fn kill_under_load(stage: &mut Stage) -> Outcome {
+    let lab = &stage.lab;
+    let is_v4 = stage.families().contains(&true);
+    let cluster_ip = KUBIA_WEB[usize::from(!is_v4)];
+    let nodes = lab.nodes();
+    let mut places: Vec<Node<'_>> = nodes.iter().map(|node| lab.node(node)).collect();
+    places.push(lab.client());
+    allow(&places)?;
+    let mut loads = Vec::new();
+    let mut names = Vec::new();
+    for node in &nodes {
+        let pod = stage.pods.iter().find(|pod| pod.node == *node);
+        if let Some(pod) = pod {
+            let from = lab.pod(&pod.name)?;
+            loads.push(Load::start(&from, &pod.name, &url(cluster_ip, 80, ""))?);
+            names.push((from, pod.name.clone()));
+        }
+        let address = stage.host_address(node, is_v4)?;
+        loads.push(Load::start(
+            &lab.client(),
+            &format!("client-{node}"),
+            &url(&address, NODE_PORT, ""),
+        )?);
+        names.push((lab.client(), format!("client-{node}")));
+    }
+    let worked = names
+        .iter()
+        .try_for_each(|(place, name)| wait_for_requests(place, name, 10))
+        .and_then(|()| nodes.iter().try_for_each(|node| kill_and_wait(lab, node)))
+        .and_then(|()| {
+            names
+                .iter()
+                .try_for_each(|(place, name)| wait_for_requests(place, name, 10))
+        });
+    // Stopped in any case, or the loops are waited for without end.
+    stop(&places)?;
+    let mut requests = 0;
+    let mut failures = Vec::new();
+    for load in loads {
+        let (what, made, failed) = load.finish()?;
+        requests += made;
+        if failed > 0 {
+            failures.push(format!("{what}: {failed} of {made} failed"));
+        }
+    }
+    worked?;
+    if !failures.is_empty() {
+        bail!("{}", failures.join("; "));
+    }
+    Ok((
+        requests,
+        format!("{} daemons killed, no request failed", nodes.len()),
+    ))
+}
