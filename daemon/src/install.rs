@@ -10,7 +10,9 @@ use sluice_cni::names::{CONFLIST, PLUGIN, PLUGIN_FOLDER};
 
 use crate::config::Config;
 use crate::egress;
+use crate::forward;
 use crate::network::Network;
+use crate::proxy::ebpf::{EbpfProxy, Options};
 
 /// Everything the daemon and the plugin keep for the length of a boot.
 const RUN_FOLDER: &str = "/run/sluice";
@@ -55,7 +57,9 @@ pub async fn cleanup() -> Cleanup {
         "the CNI plugin",
         remove_file(&Path::new(PLUGIN_FOLDER).join(PLUGIN)),
     );
+    cleanup.note("the eBPF programs and maps", remove_pins());
     cleanup.note("the nftables table of egress", egress::nftables::remove());
+    cleanup.note("the way through the host's FORWARD chain", forward::remove());
     match Network::open(Config::default().network) {
         Ok(network) => {
             cleanup.note(
@@ -103,6 +107,12 @@ fn gone(result: io::Result<()>) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+fn remove_pins() -> anyhow::Result<bool> {
+    let pins = Path::new(Options::PINS);
+    let there = pins.exists();
+    EbpfProxy::remove(pins).map(|()| there)
 }
 
 #[cfg(test)]

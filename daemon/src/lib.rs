@@ -8,6 +8,7 @@ pub mod agent;
 pub mod config;
 pub mod datastore;
 pub mod egress;
+pub mod forward;
 pub mod install;
 pub mod mounts;
 pub mod network;

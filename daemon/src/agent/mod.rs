@@ -15,6 +15,7 @@ use crate::admin::socket::Question;
 use crate::config::{Config, ProxyMode};
 use crate::datastore::Event;
 use crate::egress;
+use crate::forward::Forward;
 use crate::network::{self, Network};
 use crate::proxy::{Proxy, Surroundings};
 use crate::state::balance::NodeView;
@@ -65,6 +66,7 @@ pub struct Agent {
     view: NodeView,
     outcome: Option<network::Outcome>,
     masquerade: Option<egress::Masquerade>,
+    forward: Forward,
     surroundings: Option<Surroundings>,
     services: BTreeMap<ServicePortKey, ServicePort>,
     service_failures: BTreeMap<ServicePortKey, String>,
@@ -116,6 +118,7 @@ impl Agent {
             view: NodeView::default(),
             outcome: None,
             masquerade: None,
+            forward: Forward::default(),
             surroundings: None,
             services: BTreeMap::new(),
             service_failures: BTreeMap::new(),
@@ -202,6 +205,7 @@ impl Agent {
         if marks.nodes || marks.audit {
             done &= self.apply_network(marks.nodes).await;
             done &= self.apply_egress().await;
+            self.apply_forward().await;
         }
         done &= self.apply_services(&marks);
         let problem = self

@@ -2,6 +2,7 @@
 
 use super::Agent;
 use crate::egress;
+use crate::forward;
 use crate::state::balance::NodeView;
 use crate::state::node_routes::node_routes;
 use crate::state::objects::Node;
@@ -86,6 +87,29 @@ impl Agent {
                 self.found("egress", vec![format!("{error:#}")]);
                 false
             }
+        }
+    }
+
+    /// Lets pods through the host's own firewall. What cannot be done is looked at again in its own time: it hurts
+    /// traffic between pods, but nothing else waits for it.
+    pub(super) async fn apply_forward(&mut self) {
+        if !self.forward.is_due() {
+            return;
+        }
+        let cidrs: Vec<_> = self.config.cluster_cidrs.iter().copied().collect();
+        match tokio::task::spawn_blocking(move || forward::ensure(&cidrs)).await {
+            Ok(outcome) => {
+                for name in outcome.opened {
+                    tracing::info!(
+                        "the host's FORWARD chain ({name}) refuses what it does not know: pods are let through"
+                    );
+                }
+                self.found("forward", outcome.problems);
+            }
+            Err(error) => self.found(
+                "forward",
+                vec![format!("the look at the host's firewall ended: {error}")],
+            ),
         }
     }
 }

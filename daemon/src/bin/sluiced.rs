@@ -11,7 +11,8 @@ use sluice_daemon::admin::{self, http, socket};
 use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::proxy::Proxy;
-use sluice_daemon::{datastore, install, network};
+use sluice_daemon::proxy::ebpf::{EbpfProxy, Options};
+use sluice_daemon::{datastore, install, mounts, network};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -146,9 +147,20 @@ fn dataplane(mode: ProxyMode) -> anyhow::Result<Option<Box<dyn Proxy>>> {
         tracing::info!("proxy.mode is off: Services are left to something else on this node");
         return Ok(None);
     }
-    bail!(
-        "this build has no dataplane for Services yet; set proxy.mode to off to run the network without them"
-    )
+    mounts::ensure_bpffs()?;
+    let options = Options {
+        cgroup: mounts::cgroup2()?,
+        pins: Options::PINS.into(),
+    };
+    let proxy = EbpfProxy::open(&options).context(
+        "the eBPF dataplane cannot work here, and this build has no other; \
+         set proxy.mode to off to run the network without Services",
+    )?;
+    tracing::info!(
+        dataplane = proxy.name(),
+        "Services are translated at the socket and at the device"
+    );
+    Ok(Some(Box::new(proxy)))
 }
 
 /// Collects, for as long as the daemon runs, what pods left whose sandboxes are gone: runtimes forget to call DEL

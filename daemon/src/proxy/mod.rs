@@ -1,5 +1,7 @@
 //! Services in the dataplane: one trait, one backend per way of translating.
 
+pub mod ebpf;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use std::net::IpAddr;

@@ -1,0 +1,96 @@
+//! The host's own firewall, where it drops what is forwarded: pods' packets are let through, and nothing else.
+//!
+//! Docker sets the policy of `FORWARD` to `DROP`, and distributions' firewalls end it with a `REJECT`. Owns the chain
+//! [`CHAIN`] and the one rule that leads there, in each family and flavour of iptables that is in use. Never changes a
+//! policy or another's rule, never makes a table that nobody uses, and comes after the operator's own rules wherever
+//! it can, so that those win.
+//!
+//! [`chain`] is the pure part; [`tool`] runs iptables.
+
+use std::time::{Duration, Instant};
+
+use ipnetwork::IpNetwork;
+
+mod chain;
+mod tool;
+
+/// The chain that lets pods' packets through.
+pub const CHAIN: &str = "SLUICE-FORWARD";
+
+/// How often the host's firewall is looked at, at most: looking starts processes.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Sees to the host's firewall, from time to time.
+#[derive(Debug, Default)]
+pub struct Forward {
+    looked: Option<Instant>,
+}
+
+/// What a look at the firewall found and did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Which firewalls were made to let pods through.
+    pub opened: Vec<&'static str>,
+    /// What could not be done, one sentence each.
+    pub problems: Vec<String>,
+}
+
+impl Forward {
+    /// Whether it is time to look again; if so, the next time is a while off.
+    pub fn is_due(&mut self) -> bool {
+        let due = self.looked.is_none_or(|looked| looked.elapsed() >= PATIENCE);
+        if due {
+            self.looked = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// Sees to it that packets from and to `cluster_cidrs` are forwarded. Blocks while iptables runs.
+pub fn ensure(cluster_cidrs: &[IpNetwork]) -> Outcome {
+    let mut outcome = Outcome::default();
+    for tool in tool::in_use() {
+        let cidrs: Vec<_> = cluster_cidrs
+            .iter()
+            .copied()
+            .filter(|cidr| tool.carries(cidr))
+            .collect();
+        match open(tool, &cidrs) {
+            Ok(true) => outcome.opened.push(tool.name()),
+            Ok(false) => {}
+            Err(error) => outcome.problems.push(format!("{error:#}")),
+        }
+    }
+    outcome
+}
+
+fn open(tool: tool::Tool, cidrs: &[IpNetwork]) -> anyhow::Result<bool> {
+    let found = chain::Found::parse(&tool.list("FORWARD")?);
+    if !found.is_in_the_way() || cidrs.is_empty() {
+        return Ok(false);
+    }
+    let ours = if found.leads_to_ours {
+        tool.list(CHAIN)?
+    } else {
+        String::new()
+    };
+    match chain::script(&found, &ours, cidrs) {
+        Some(script) => tool.restore(&script).map(|()| true),
+        None => Ok(false),
+    }
+}
+
+/// Takes the chain and the rule that leads there out of every firewall; says whether there was any.
+///
+/// # Errors
+/// What iptables answered.
+pub fn remove() -> anyhow::Result<bool> {
+    let mut any = false;
+    for tool in tool::in_use() {
+        if chain::Found::parse(&tool.list("FORWARD")?).leads_to_ours {
+            tool.restore(&chain::removal())?;
+            any = true;
+        }
+    }
+    Ok(any)
+}

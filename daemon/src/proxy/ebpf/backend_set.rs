@@ -1,0 +1,297 @@
+//! One set of backends in the kernel's tables, and the ways to change it such that nobody ever sees half a change.
+//!
+//! Owns `services_v1`, `backends_v1` and `members_v1`. Knows nothing of frontends.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+use sluice_ebpf_types::{Backend, BackendKey, Service};
+
+use super::tables::Tables;
+use super::wanted::member_key;
+
+/// From this size on, a change of a small part is made slot by slot, at the cost of what changed; each step is whole in
+/// itself.
+const LARGE: usize = 64;
+/// A part is small if it is at most one in this many.
+const SMALL_PART: usize = 8;
+
+/// A set of backends, as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BackendSet {
+    /// Its id, never 0.
+    pub id: u32,
+    /// 0: not in the kernel yet.
+    generation: u32,
+    /// In the order of the slots.
+    backends: Vec<Backend>,
+    affinity_seconds: u32,
+    /// Whether the kernel has a backend in every slot; an interrupted change may leave it otherwise.
+    intact: bool,
+}
+
+impl BackendSet {
+    /// A set the kernel knows nothing of yet.
+    pub fn new(id: u32) -> Self {
+        Self {
+            id,
+            generation: 0,
+            backends: Vec::new(),
+            affinity_seconds: 0,
+            intact: true,
+        }
+    }
+
+    /// Its backends, in the order of their slots.
+    pub fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+
+    /// Its session affinity's time-out in seconds; 0: none.
+    pub fn affinity_seconds(&self) -> u32 {
+        self.affinity_seconds
+    }
+
+    /// Brings the set to these backends; true if something changed.
+    ///
+    /// # Errors
+    /// The kernel's; what the programs see is then the old set, or the new one.
+    pub fn set(&mut self, tables: &mut Tables, wanted: &[Backend], affinity_seconds: u32) -> Result<bool> {
+        let now: BTreeSet<Backend> = self.backends.iter().copied().collect();
+        let wanted_set: BTreeSet<Backend> = wanted.iter().copied().collect();
+        let steady = self.generation != 0 && self.intact;
+        if steady && now == wanted_set {
+            if self.affinity_seconds == affinity_seconds {
+                return Ok(false);
+            }
+            let (generation, count) = (self.generation, self.backends.len());
+            self.enact(tables, generation, count, affinity_seconds)?;
+            return Ok(true);
+        }
+        let added: Vec<Backend> = wanted_set.difference(&now).copied().collect();
+        let removed: Vec<Backend> = now.difference(&wanted_set).copied().collect();
+        let few = (added.len() + removed.len()) * SMALL_PART <= self.backends.len();
+        let one = added.len() <= 1 && removed.len() <= 1;
+        if steady && self.affinity_seconds == affinity_seconds && (one || few && now.len() >= LARGE) {
+            self.step_by_step(tables, added, removed)?;
+        } else {
+            self.switch(
+                tables,
+                wanted_set.into_iter().collect(),
+                &removed,
+                affinity_seconds,
+            )?;
+        }
+        Ok(true)
+    }
+
+    /// Writes all slots of the next generation, switches to it by one write, and clears the former away.
+    fn switch(
+        &mut self,
+        tables: &mut Tables,
+        wanted: Vec<Backend>,
+        removed: &[Backend],
+        affinity_seconds: u32,
+    ) -> Result<()> {
+        let generation = self.generation.wrapping_add(1).max(1);
+        let written = self.write_slots(tables, generation, &wanted);
+        if let Err(error) =
+            written.and_then(|()| self.enact(tables, generation, wanted.len(), affinity_seconds))
+        {
+            // The old set is in force: nobody saw the new one. If this fails too, the next start clears it away.
+            let _ = self.clear_slots(tables, generation, wanted.len());
+            for backend in wanted.iter().filter(|backend| !self.backends.contains(backend)) {
+                let _ = tables.members.remove(&member_key(self.id, backend));
+            }
+            return Err(error);
+        }
+        let (old, count) = (self.generation, self.backends.len());
+        self.generation = generation;
+        self.backends = wanted;
+        self.intact = true;
+        for backend in removed {
+            self.forget_member(tables, backend)?;
+        }
+        self.clear_slots(tables, old, count)
+    }
+
+    /// Replaces, adds and takes out backends one at a time.
+    fn step_by_step(
+        &mut self,
+        tables: &mut Tables,
+        mut added: Vec<Backend>,
+        removed: Vec<Backend>,
+    ) -> Result<()> {
+        let mut slots: BTreeMap<Backend, usize> = self
+            .backends
+            .iter()
+            .enumerate()
+            .map(|(slot, backend)| (*backend, slot))
+            .collect();
+        for gone in removed {
+            let Some(slot) = slots.remove(&gone) else { continue };
+            if let Some(new) = added.pop() {
+                self.write_slot(tables, self.generation, slot, &new)?;
+                self.backends[slot] = new;
+            } else {
+                // The last one moves into the gap, then the set is one shorter.
+                let last = self.backends.len() - 1;
+                if slot != last {
+                    let moved = self.backends[last];
+                    self.write_slot(tables, self.generation, slot, &moved)?;
+                    slots.insert(moved, slot);
+                }
+                self.backends.swap_remove(slot);
+                self.enact(tables, self.generation, last, self.affinity_seconds)?;
+                tables.backends.remove(&self.slot(self.generation, last))?;
+            }
+            self.forget_member(tables, &gone)?;
+        }
+        for new in added {
+            let slot = self.backends.len();
+            self.write_slot(tables, self.generation, slot, &new)?;
+            self.enact(tables, self.generation, slot + 1, self.affinity_seconds)?;
+            self.backends.push(new);
+        }
+        Ok(())
+    }
+
+    /// Removes the set. Its frontends must be gone before.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn remove(&self, tables: &mut Tables) -> Result<()> {
+        tables.services.remove(&self.id)?;
+        for backend in &self.backends {
+            tables.members.remove(&member_key(self.id, backend))?;
+        }
+        self.clear_slots(tables, self.generation, self.backends.len())
+    }
+
+    /// The one write by which a generation and its size come into force.
+    fn enact(
+        &mut self,
+        tables: &mut Tables,
+        generation: u32,
+        count: usize,
+        affinity_seconds: u32,
+    ) -> Result<()> {
+        let count = u32::try_from(count)?;
+        tables.services.set(
+            &self.id,
+            &Service {
+                generation,
+                count,
+                affinity_seconds,
+                zero: 0,
+            },
+        )?;
+        self.affinity_seconds = affinity_seconds;
+        Ok(())
+    }
+
+    fn slot(&self, generation: u32, slot: usize) -> BackendKey {
+        // No set has more slots than the table has entries.
+        BackendKey {
+            service: self.id,
+            generation,
+            slot: slot as u32,
+        }
+    }
+
+    fn write_slots(&self, tables: &mut Tables, generation: u32, backends: &[Backend]) -> Result<()> {
+        backends
+            .iter()
+            .enumerate()
+            .try_for_each(|(slot, backend)| self.write_slot(tables, generation, slot, backend))
+    }
+
+    /// Membership first: whoever is sent there may remember it.
+    fn write_slot(&self, tables: &mut Tables, generation: u32, slot: usize, backend: &Backend) -> Result<()> {
+        tables
+            .members
+            .set(&member_key(self.id, backend), &u32::from(backend.place))?;
+        tables.backends.set(&self.slot(generation, slot), backend)
+    }
+
+    fn clear_slots(&self, tables: &mut Tables, generation: u32, count: usize) -> Result<()> {
+        for slot in 0..count {
+            tables.backends.remove(&self.slot(generation, slot))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the endpoint's membership away, unless it stays in the set under another place.
+    fn forget_member(&self, tables: &mut Tables, gone: &Backend) -> Result<()> {
+        let stays = |backend: &Backend| (backend.address, backend.port) == (gone.address, gone.port);
+        if !self.backends.iter().any(stays) {
+            tables.members.remove(&member_key(self.id, gone))?;
+        }
+        Ok(())
+    }
+
+    /// All sets the kernel has, by id. What an interrupted change left behind is cleared away; a set with missing slots
+    /// is written anew when it is next set.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn read_all(tables: &mut Tables) -> Result<BTreeMap<u32, Self>> {
+        let services: BTreeMap<u32, Service> = tables.services.iter().collect::<Result<_>>()?;
+        let mut slots: BTreeMap<u32, BTreeMap<u32, Backend>> = BTreeMap::new();
+        let mut strays = Vec::new();
+        for item in tables.backends.iter() {
+            let (key, backend) = item?;
+            match services.get(&key.service) {
+                Some(service) if service.generation == key.generation && key.slot < service.count => {
+                    slots.entry(key.service).or_default().insert(key.slot, backend);
+                }
+                _ => strays.push(key),
+            }
+        }
+        for key in &strays {
+            tables.backends.remove(key)?;
+        }
+        let mut sets = BTreeMap::new();
+        for (id, service) in services {
+            let backends: Vec<Backend> = slots.remove(&id).unwrap_or_default().into_values().collect();
+            sets.insert(
+                id,
+                Self {
+                    id,
+                    generation: service.generation,
+                    intact: backends.len() == service.count as usize,
+                    backends,
+                    affinity_seconds: service.affinity_seconds,
+                },
+            );
+        }
+        Self::mend_members(tables, &sets)?;
+        Ok(sets)
+    }
+
+    /// Makes `members_v1` say what the sets say.
+    fn mend_members(tables: &mut Tables, sets: &BTreeMap<u32, Self>) -> Result<()> {
+        let mut wanted: std::collections::HashMap<_, u32> = sets
+            .values()
+            .flat_map(|set| {
+                set.backends
+                    .iter()
+                    .map(|b| (member_key(set.id, b), u32::from(b.place)))
+            })
+            .collect();
+        let found: Vec<_> = tables
+            .members
+            .iter()
+            .map(|item| item.map(|(key, _)| key))
+            .collect::<Result<_>>()?;
+        for key in found {
+            if wanted.remove(&key).is_none() {
+                tables.members.remove(&key)?;
+            }
+        }
+        for (key, place) in wanted {
+            tables.members.set(&key, &place)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! The programs at the devices by which other hosts' packets come and go.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::entries;
+use super::link::{self, Hook, Target};
+use super::object::DevicePrograms;
+use crate::network::Device;
+
+/// What to attach, and where its links are pinned.
+pub(super) struct Devices {
+    pins: PathBuf,
+    ethernet: DevicePrograms,
+    raw: DevicePrograms,
+}
+
+impl Devices {
+    /// Links are to be pinned in `pins`.
+    pub fn new(pins: PathBuf, ethernet: DevicePrograms, raw: DevicePrograms) -> Self {
+        Self { pins, ethernet, raw }
+    }
+
+    /// Sees to it that the programs run at these devices, and at no other.
+    ///
+    /// # Errors
+    /// The kernel's; the other devices are seen to all the same.
+    pub fn attach(&self, devices: &[Device]) -> Result<()> {
+        fs::create_dir_all(&self.pins).with_context(|| format!("creating {}", self.pins.display()))?;
+        let mut wanted = BTreeSet::new();
+        let mut result = Ok(());
+        for device in devices {
+            let ends = [("in", Hook::TcxIngress), ("out", Hook::TcxEgress)];
+            for (end, hook) in ends {
+                let pin = pin(&self.pins, end, &device.name);
+                let attached = self.attach_one(device, &pin, hook);
+                wanted.insert(pin);
+                result = result.and(attached.with_context(|| format!("device {}", device.name)));
+            }
+        }
+        for pin in entries(&self.pins)? {
+            if !wanted.contains(&pin) {
+                result = result.and(link::remove(&pin));
+            }
+        }
+        result
+    }
+
+    fn attach_one(&self, device: &Device, pin: &Path, hook: Hook) -> Result<()> {
+        let programs = if is_ethernet(&device.name)? {
+            &self.ethernet
+        } else {
+            &self.raw
+        };
+        let program = if hook == Hook::TcxIngress {
+            &programs.incoming
+        } else {
+            &programs.outgoing
+        };
+        link::ensure(pin, program.as_fd(), Target::Device(device.index), hook)
+    }
+}
+
+/// A bpf file system takes no `.` in names, and a device's name has no `:`.
+fn pin(directory: &Path, end: &str, device: &str) -> PathBuf {
+    directory.join(format!("{end}-{}", device.replace('.', ":")))
+}
+
+/// Whether packets of the device have an Ethernet header.
+fn is_ethernet(name: &str) -> Result<bool> {
+    let socket: OwnedFd = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .context("opening a socket to ask about devices")?;
+    // SAFETY: all zeroes are a valid `ifreq`.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    anyhow::ensure!(
+        name.len() < request.ifr_name.len(),
+        "{name:?} is no name of a device"
+    );
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: the request has a NUL-terminated name, as SIOCGIFHWADDR wants, and outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error())
+            .with_context(|| format!("asking what kind of device {name} is"));
+    }
+    // SAFETY: after success the kernel has filled in this member of the union.
+    let family = unsafe { request.ifr_ifru.ifru_hwaddr.sa_family };
+    Ok(family == libc::ARPHRD_ETHER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_dots_can_be_pinned() {
+        assert_eq!(
+            pin(Path::new("/p"), "in", "eth0.100"),
+            Path::new("/p/in-eth0:100")
+        );
+    }
+}

@@ -1,0 +1,204 @@
+//! Services in eBPF: translated at the socket, and at the device for other hosts.
+//!
+//! Owns the pins below its directory: maps, and links that hold the programs in place. All of it keeps working when the
+//! daemon is gone; the next one adopts it. It never decides which Services exist or where their endpoints are.
+//!
+//! ```text
+//! maps/NAME_vN          tables; the version is that of their layout
+//! sockets/PROGRAM       links to the cgroup
+//! devices/in-DEVICE     links to devices (`.` in a name stands as `:`)
+//! devices/out-DEVICE
+//! ```
+
+mod backend_set;
+mod devices;
+mod expiry;
+mod link;
+mod object;
+mod services;
+mod sockets;
+mod tables;
+mod wanted;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use sluice_ebpf_types::{Address, Node};
+
+use self::devices::Devices;
+use self::expiry::Expiry;
+use self::services::Services;
+pub use self::tables::Fill;
+use self::tables::Tables;
+use super::{Dirty, Proxy, Surroundings, SyncReport};
+use crate::state::service_port::{ServicePort, ServicePortKey};
+
+/// Where the backend lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// The cgroup v2 directory whose sockets are served, those of all cgroups below included.
+    pub cgroup: PathBuf,
+    /// The directory, on a bpf file system, that holds its pins and nothing else.
+    pub pins: PathBuf,
+}
+
+impl Options {
+    /// Where the pins are unless said otherwise.
+    pub const PINS: &'static str = "/sys/fs/bpf/sluice";
+}
+
+/// The backend. Dropping it leaves the dataplane in place; see [`EbpfProxy::remove`].
+pub struct EbpfProxy {
+    tables: Tables,
+    services: Services,
+    devices: Devices,
+    expiry: Expiry,
+}
+
+/// How things stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// How full each table is.
+    pub tables: Vec<Fill>,
+    /// Counters with their names, since the maps were made.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+impl EbpfProxy {
+    /// Loads the programs and puts them to work at the sockets, in place of those of a former daemon. Services it left
+    /// are served on; the first sync takes them up.
+    ///
+    /// # Errors
+    /// No bpf file system or cgroup v2 where `options` says, or a kernel that refuses a program: then with the verifier's
+    /// log.
+    pub fn open(options: &Options) -> Result<Self> {
+        let loaded = object::load(&options.pins.join("maps"))?;
+        let mut tables = loaded.tables;
+        let services = Services::read(&mut tables)?;
+        attach_sockets(options, &loaded.sockets)?;
+        Ok(Self {
+            tables,
+            services,
+            devices: Devices::new(options.pins.join("devices"), loaded.ethernet, loaded.raw),
+            expiry: Expiry::default(),
+        })
+    }
+
+    /// Takes everything out of the kernel that was pinned under `pins`. What is gone already is fine.
+    ///
+    /// # Errors
+    /// What cannot be detached or removed.
+    pub fn remove(pins: &Path) -> Result<()> {
+        // The ways in first, then what they use.
+        for directory in ["devices", "sockets"] {
+            for pin in entries(&pins.join(directory))? {
+                link::remove(&pin)?;
+            }
+        }
+        for pin in entries(&pins.join("maps"))? {
+            fs::remove_file(&pin).with_context(|| format!("removing {}", pin.display()))?;
+        }
+        for directory in [
+            pins.join("devices"),
+            pins.join("sockets"),
+            pins.join("maps"),
+            pins.to_owned(),
+        ] {
+            match fs::remove_dir(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("removing {}", directory.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// How things stand. Walks all tables: for a person who asks, not for every second.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn summary(&self) -> Result<Summary> {
+        Ok(Summary {
+            tables: self.tables.fill(),
+            counters: self.tables.counters()?,
+        })
+    }
+}
+
+fn attach_sockets(options: &Options, programs: &[std::os::fd::OwnedFd]) -> Result<()> {
+    let cgroup = fs::File::open(&options.cgroup)
+        .with_context(|| format!("opening the cgroup {}", options.cgroup.display()))?;
+    // A cgroup's id is its directory's inode number (kernel/cgroup/cgroup.c: cgroup_id is kernfs_node.id).
+    let id = cgroup
+        .metadata()
+        .with_context(|| format!("asking about {}", options.cgroup.display()))?
+        .ino();
+    let directory = options.pins.join("sockets");
+    fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    for ((name, hook), program) in object::SOCKET_PROGRAMS.iter().zip(programs) {
+        let target = link::Target::Cgroup(cgroup.as_fd(), id);
+        link::ensure(&directory.join(name), program.as_fd(), target, *hook)
+            .with_context(|| format!("is {} a cgroup v2 directory?", options.cgroup.display()))?;
+    }
+    Ok(())
+}
+
+/// The files in `directory`; none if it is not there.
+fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let listing = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.with_context(|| format!("listing {}", directory.display()))?,
+    };
+    listing
+        .map(|entry| {
+            Ok(entry
+                .with_context(|| format!("listing {}", directory.display()))?
+                .path())
+        })
+        .collect()
+}
+
+impl Proxy for EbpfProxy {
+    fn name(&self) -> &'static str {
+        "ebpf"
+    }
+
+    fn adjust(&mut self, surroundings: &Surroundings) -> Result<()> {
+        let first = |addresses: &[IpAddr], v4: bool| {
+            addresses
+                .iter()
+                .find(|a| a.is_ipv4() == v4)
+                .map_or(Address::default(), |a| Address::from(*a))
+        };
+        let node = Node {
+            host_netns_cookie: sockets::netns_cookie()?,
+            pod_network_v4: first(&surroundings.pod_network_addresses, true),
+            pod_network_v6: first(&surroundings.pod_network_addresses, false),
+            node_v4: first(&surroundings.node_addresses, true),
+            node_v6: first(&surroundings.node_addresses, false),
+        };
+        if self.tables.node()? != node {
+            self.tables.set_node(&node)?;
+        }
+        self.devices.attach(&surroundings.devices)
+    }
+
+    fn tend(&mut self) -> Result<()> {
+        self.expiry.run(&mut self.tables, &self.services.affinity_by_id())
+    }
+
+    fn sync(&mut self, desired: &BTreeMap<ServicePortKey, ServicePort>, dirty: &Dirty) -> Result<SyncReport> {
+        let (report, upheaval) = self.services.sync(&mut self.tables, desired, dirty);
+        if upheaval.is_any() {
+            sockets::destroy_stale(&self.tables, &self.services, &upheaval)?;
+        }
+        Ok(report)
+    }
+}

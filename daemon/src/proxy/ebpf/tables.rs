@@ -1,0 +1,166 @@
+//! The pinned maps, typed, with errors that say which of them is in trouble.
+
+use std::io;
+
+use anyhow::{Context, Result};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::{Ebpf, Pod};
+use sluice_ebpf_types::{
+    Affinity, AffinityKey, Backend, BackendKey, Choice, ChoiceKey, Connection, ConnectionKey, Counter,
+    Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_FRONTENDS, MAX_REMEMBERED, MemberKey, Node,
+    Peer, PeerKey, Service,
+};
+
+/// One hash map of the kernel's.
+pub(super) struct Table<K: Pod, V: Pod> {
+    map: HashMap<MapData, K, V>,
+    name: &'static str,
+    capacity: u32,
+}
+
+impl<K: Pod, V: Pod> Table<K, V> {
+    fn take(ebpf: &mut Ebpf, name: &'static str, capacity: u32) -> Result<Self> {
+        let map = HashMap::try_from(take(ebpf, name)?).with_context(|| format!("map {name}"))?;
+        Ok(Self { map, name, capacity })
+    }
+
+    /// The value under `key`.
+    pub fn get(&self, key: &K) -> Result<Option<V>> {
+        match self.map.get(key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("reading {}", self.name)),
+        }
+    }
+
+    /// Creates or replaces the value under `key`.
+    pub fn set(&mut self, key: &K, value: &V) -> Result<()> {
+        match self.map.insert(key, value, 0) {
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
+                anyhow::bail!("the table {} is full ({} entries)", self.name, self.capacity)
+            }
+            result => result.with_context(|| format!("writing {}", self.name)),
+        }
+    }
+
+    /// Removes `key`; false if it was not there.
+    pub fn remove(&mut self, key: &K) -> Result<bool> {
+        match self.map.remove(key) {
+            Ok(()) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+                Ok(false)
+            }
+            Err(error) => Err(error).with_context(|| format!("deleting from {}", self.name)),
+        }
+    }
+
+    /// Everything there is; what changes meanwhile may or may not be seen. Ends in any case: a table whose entries are
+    /// replaced while it is walked would send the walk back to its beginning again and again.
+    pub fn iter(&self) -> impl Iterator<Item = Result<(K, V)>> + '_ {
+        self.map
+            .iter()
+            .take(self.capacity as usize * 2)
+            .map(|item| item.with_context(|| format!("walking {}", self.name)))
+    }
+
+    fn fill(&self) -> Fill {
+        let entries = self
+            .map
+            .keys()
+            .take(self.capacity as usize)
+            .filter(Result::is_ok)
+            .count();
+        Fill {
+            name: self.name,
+            entries,
+            capacity: self.capacity as usize,
+        }
+    }
+}
+
+/// How full a table is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// Name of the map.
+    pub name: &'static str,
+    /// Entries in it.
+    pub entries: usize,
+    /// Entries it can hold.
+    pub capacity: usize,
+}
+
+/// All of them.
+pub(super) struct Tables {
+    pub frontends: Table<FrontendKey, Frontend>,
+    pub services: Table<u32, Service>,
+    pub backends: Table<BackendKey, Backend>,
+    pub members: Table<MemberKey, u32>,
+    pub affinity: Table<AffinityKey, Affinity>,
+    pub peers: Table<PeerKey, Peer>,
+    pub choices: Table<ChoiceKey, Choice>,
+    pub connections: Table<ConnectionKey, Connection>,
+    node: Array<MapData, Node>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+    ebpf.take_map(name)
+        .with_context(|| format!("the eBPF object has no map {name}"))
+}
+
+impl Tables {
+    /// Takes the maps out of the loaded object.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        Ok(Self {
+            frontends: Table::take(ebpf, "frontends_v1", MAX_FRONTENDS)?,
+            services: Table::take(ebpf, "services_v1", MAX_FRONTENDS)?,
+            backends: Table::take(ebpf, "backends_v1", MAX_BACKENDS)?,
+            members: Table::take(ebpf, "members_v1", MAX_BACKENDS)?,
+            affinity: Table::take(ebpf, "affinity_v1", MAX_REMEMBERED)?,
+            peers: Table::take(ebpf, "socket_peers_v1", MAX_REMEMBERED)?,
+            choices: Table::take(ebpf, "socket_choices_v1", MAX_REMEMBERED)?,
+            connections: Table::take(ebpf, "connections_v1", MAX_CONNECTIONS)?,
+            node: Array::try_from(take(ebpf, "node_v1")?).context("map node_v1")?,
+            counters: PerCpuArray::try_from(take(ebpf, "counters_v1")?).context("map counters_v1")?,
+        })
+    }
+
+    /// Tells the programs about the node.
+    pub fn set_node(&mut self, node: &Node) -> Result<()> {
+        self.node.set(0, node, 0).context("writing node_v1")
+    }
+
+    /// What the programs are told about the node.
+    pub fn node(&self) -> Result<Node> {
+        self.node.get(&0, 0).context("reading node_v1")
+    }
+
+    /// How full each table is.
+    pub fn fill(&self) -> Vec<Fill> {
+        vec![
+            self.frontends.fill(),
+            self.services.fill(),
+            self.backends.fill(),
+            self.members.fill(),
+            self.affinity.fill(),
+            self.peers.fill(),
+            self.choices.fill(),
+            self.connections.fill(),
+        ]
+    }
+
+    /// Every counter with its name, summed over the CPUs.
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>> {
+        Counter::ALL
+            .iter()
+            .map(|(counter, name)| {
+                let values = self
+                    .counters
+                    .get(&(*counter as u32), 0)
+                    .context("reading counters_v1")?;
+                Ok((*name, values.iter().sum()))
+            })
+            .collect()
+    }
+}

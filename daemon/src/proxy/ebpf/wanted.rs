@@ -1,0 +1,155 @@
+//! What a desired [`ServicePort`] comes to as table entries. Pure.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use sluice_ebpf_types::{Address, Backend, Frontend, FrontendKey, MemberKey, frontend_flag, place};
+
+use crate::state::service_port::{self, FrontendKind, Place, Protocol, Scope, ServicePort, ServicePortKey};
+
+/// The key of a frontend at `address`.
+pub(super) fn frontend_key(address: SocketAddr, protocol: Protocol) -> FrontendKey {
+    FrontendKey {
+        address: Address::from(address.ip()),
+        port: address.port().to_be(),
+        protocol: protocol.number(),
+        zero: 0,
+    }
+}
+
+/// The frontends of the set `id`, called `key`. `cluster` is the id of the set with the whole cluster's endpoints for
+/// the same port, if there is one beside this.
+pub(super) fn frontends(
+    key: &ServicePortKey,
+    port: &ServicePort,
+    id: u32,
+    cluster: Option<u32>,
+) -> BTreeMap<FrontendKey, Frontend> {
+    port.frontends
+        .iter()
+        .map(|frontend| {
+            let outside = frontend.kind != FrontendKind::ClusterIp;
+            let loopback = frontend.address.ip().is_loopback();
+            let mut flags = 0;
+            if loopback {
+                flags |= frontend_flag::HOST_NETNS_ONLY;
+            } else if outside {
+                flags |= frontend_flag::EXTERNAL;
+                // An address that may not be the host's own would be routed on, perhaps back and forth: dropped as well.
+                if key.scope == Scope::Local || frontend.kind != FrontendKind::NodePort {
+                    flags |= frontend_flag::DROP_WHEN_EMPTY;
+                }
+            }
+            // The node and its pods reach an outside address by all endpoints, even where outside traffic stays local.
+            let socket_service = cluster
+                .filter(|_| outside && key.scope == Scope::Local)
+                .unwrap_or(id);
+            (
+                frontend_key(frontend.address, key.protocol),
+                Frontend {
+                    service: id,
+                    socket_service,
+                    flags,
+                },
+            )
+        })
+        .collect()
+}
+
+/// A backend as it stands in a slot.
+pub(super) fn backend(backend: &service_port::Backend) -> Backend {
+    Backend {
+        address: Address::from(backend.address.ip()),
+        port: backend.address.port().to_be(),
+        place: match backend.place {
+            Place::ThisNode => place::THIS_NODE,
+            Place::PodNetwork => place::POD_NETWORK,
+            Place::Outside => place::OUTSIDE,
+        },
+        zero: 0,
+    }
+}
+
+/// The key that says `backend` belongs to set `service`.
+pub(super) fn member_key(service: u32, backend: &Backend) -> MemberKey {
+    MemberKey {
+        address: backend.address,
+        service,
+        port: backend.port,
+        zero: 0,
+    }
+}
+
+/// Session affinity in seconds, at least one; 0 stands for none.
+pub(super) fn affinity_seconds(port: &ServicePort) -> u32 {
+    port.affinity.map_or(0, |timeout| {
+        u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::service_port::Family;
+
+    fn key(scope: Scope) -> ServicePortKey {
+        ServicePortKey {
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+            port: String::new(),
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+            scope,
+        }
+    }
+
+    fn port(frontends: &[(&str, FrontendKind)]) -> ServicePort {
+        ServicePort {
+            frontends: frontends
+                .iter()
+                .map(|(address, kind)| service_port::Frontend {
+                    address: address.parse().unwrap(),
+                    kind: *kind,
+                })
+                .collect(),
+            backends: Vec::new(),
+            affinity: None,
+        }
+    }
+
+    /// S2 S7 S10
+    #[test]
+    fn outside_addresses_of_a_local_service_serve_sockets_by_the_whole_cluster() {
+        let port = port(&[
+            ("192.0.2.1:30080", FrontendKind::NodePort),
+            ("127.0.0.1:30080", FrontendKind::NodePort),
+        ]);
+        let all = frontends(&key(Scope::Local), &port, 7, Some(3));
+        let values: Vec<_> = all
+            .values()
+            .map(|f| (f.service, f.socket_service, f.flags))
+            .collect();
+        assert_eq!(
+            values,
+            [
+                (7, 3, frontend_flag::HOST_NETNS_ONLY),
+                (7, 3, frontend_flag::EXTERNAL | frontend_flag::DROP_WHEN_EMPTY),
+            ]
+        );
+    }
+
+    /// S7
+    #[test]
+    fn an_internal_local_service_stays_local() {
+        let port = port(&[("10.96.0.1:80", FrontendKind::ClusterIp)]);
+        let all = frontends(&key(Scope::Local), &port, 7, Some(3));
+        assert_eq!(
+            all.values().next().unwrap(),
+            &Frontend {
+                service: 7,
+                socket_service: 7,
+                flags: 0
+            }
+        );
+    }
+}

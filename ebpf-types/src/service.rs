@@ -1,0 +1,150 @@
+//! Services: from an address to a set of backends.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::Address;
+
+/// Key of `frontends_v1`: where clients connect.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct FrontendKey {
+    /// Address clients connect to.
+    pub address: Address,
+    /// Port, network order.
+    pub port: u16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Always 0.
+    pub zero: u8,
+}
+
+/// Value of `frontends_v1`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Frontend {
+    /// Set that serves packets from other hosts: key in `services_v1`.
+    pub service: u32,
+    /// Set that serves this node's own sockets. It differs where a Service keeps outside traffic local: the node and
+    /// its pods reach the same address by the endpoints of the whole cluster.
+    pub socket_service: u32,
+    /// Bits of [`frontend_flag`].
+    pub flags: u32,
+}
+
+/// Bits of [`Frontend::flags`].
+pub mod frontend_flag {
+    /// Serves sockets of the host's network namespace alone: NodePorts on loopback.
+    pub const HOST_NETNS_ONLY: u32 = 1;
+    /// Serves packets that come in at a device as well: NodePorts, external and LoadBalancer addresses.
+    pub const EXTERNAL: u32 = 2;
+    /// Packets from outside are dropped, not refused, while there is no backend: local backends alone are wanted, and
+    /// whoever balances in front of the node will try another.
+    pub const DROP_WHEN_EMPTY: u32 = 4;
+}
+
+/// Value of `services_v1`, whose key is the set's id (`u32`, never 0).
+///
+/// The slots of a generation are all written before the generation is named here: one update of this entry changes all
+/// backends at once.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Service {
+    /// Which generation of slots in `backends_v1` is in force.
+    pub generation: u32,
+    /// How many slots it has, from 0 without gaps.
+    pub count: u32,
+    /// Session affinity's time-out in seconds; 0: none.
+    pub affinity_seconds: u32,
+    /// Always 0.
+    pub zero: u32,
+}
+
+/// Key of `backends_v1`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct BackendKey {
+    /// The set's id.
+    pub service: u32,
+    /// The generation.
+    pub generation: u32,
+    /// From 0 up to [`Service::count`].
+    pub slot: u32,
+}
+
+/// Value of `backends_v1`: where a connection goes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Backend {
+    /// The endpoint's address.
+    pub address: Address,
+    /// Its port, network order.
+    pub port: u16,
+    /// One of [`place`].
+    pub place: u8,
+    /// Always 0.
+    pub zero: u8,
+}
+
+/// Values of [`Backend::place`]: where an endpoint runs, seen from this node.
+pub mod place {
+    /// On this node.
+    pub const THIS_NODE: u8 = 0;
+    /// In a pod elsewhere: replies come back to this node's address in the pod network.
+    pub const POD_NETWORK: u8 = 1;
+    /// On a node or a host outside: replies come back to this node's own address.
+    pub const OUTSIDE: u8 = 2;
+}
+
+/// Key of `members_v1`: says of an endpoint that it belongs to a set now. What remembers an endpoint (session affinity,
+/// a socket's choice, a UDP flow) asks here before it goes on using it, so nothing has to be searched for and
+/// deleted when an endpoint goes. The value is the endpoint's [`place`](Backend::place) as `u32`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct MemberKey {
+    /// The endpoint's address.
+    pub address: Address,
+    /// The set's id.
+    pub service: u32,
+    /// The endpoint's port, network order.
+    pub port: u16,
+    /// Always 0.
+    pub zero: u16,
+}
+
+/// Key of `affinity_v1`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct AffinityKey {
+    /// The client's address; for a socket, which may have none yet, its namespace: [`Address::netns`].
+    pub client: Address,
+    /// The set's id.
+    pub service: u32,
+}
+
+/// Value of `affinity_v1`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Affinity {
+    /// The client's last connection, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub last_used: u64,
+    /// The endpoint's address.
+    pub address: Address,
+    /// The endpoint's port, network order.
+    pub port: u16,
+    /// Always 0.
+    pub zero: [u16; 3],
+}
+
+const _: () = {
+    assert!(size_of::<FrontendKey>() == 20);
+    assert!(core::mem::offset_of!(FrontendKey, port) == 16);
+    assert!(size_of::<Frontend>() == 12);
+    assert!(size_of::<Service>() == 16);
+    assert!(size_of::<BackendKey>() == 12);
+    assert!(size_of::<Backend>() == 20);
+    assert!(core::mem::offset_of!(Backend, place) == 18);
+    assert!(size_of::<MemberKey>() == 24);
+    assert!(size_of::<AffinityKey>() == 20);
+    assert!(size_of::<Affinity>() == 32);
+    assert!(core::mem::offset_of!(Affinity, port) == 24);
+};

@@ -1,0 +1,106 @@
+//! Choosing a backend: session affinity first, else any, evenly at random.
+
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
+use sluice_ebpf_types::{Address, Affinity, AffinityKey, Backend, BackendKey, Counter, MemberKey};
+
+use crate::counters::count;
+use crate::maps::{AFFINITY, BACKENDS, MEMBERS, SERVICES};
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: takes nothing and cannot fail.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// A random number from 0 up to `limit`, without a division.
+#[inline(always)]
+pub fn below(limit: u32) -> u32 {
+    // SAFETY: takes nothing and cannot fail.
+    let random = unsafe { bpf_get_prandom_u32() };
+    ((u64::from(random) * u64::from(limit)) >> 32) as u32
+}
+
+/// The endpoint's place, if it belongs to set `service` now. `port` in network order.
+#[inline(always)]
+pub fn member(service: u32, address: &Address, port: u16) -> Option<u8> {
+    let key = MemberKey {
+        address: *address,
+        service,
+        port,
+        zero: 0,
+    };
+    // SAFETY: a value of this map is one word, read at once.
+    unsafe { MEMBERS.get(&key) }.map(|place| *place as u8)
+}
+
+/// A backend of set `service` for `client`; `None` if there is none.
+#[inline(always)]
+pub fn choose(service: u32, client: impl FnOnce() -> Address) -> Option<Backend> {
+    // SAFETY: the map's elements are replaced, not rewritten; one reused under our eyes yields numbers whose slots do
+    // not exist, and `pick` reads them anew.
+    let entry = unsafe { SERVICES.get(&service) }?;
+    if entry.count == 0 {
+        return None;
+    }
+    let seconds = entry.affinity_seconds;
+    if seconds == 0 {
+        return pick(service);
+    }
+    let key = AffinityKey {
+        client: client(),
+        service,
+    };
+    let now = now();
+    if let Some(known) = AFFINITY.get_ptr_mut(&key) {
+        // SAFETY: the pointer is a value of the map, and lives as long as the program runs; a racing writer of the same
+        // client's entry leaves a backend that is checked below.
+        let known = unsafe { &mut *known };
+        if now.wrapping_sub(known.last_used) < u64::from(seconds) * 1_000_000_000
+            && let Some(place) = member(service, &known.address, known.port)
+        {
+            known.last_used = now;
+            return Some(Backend {
+                address: known.address,
+                port: known.port,
+                place,
+                zero: 0,
+            });
+        }
+    }
+    let backend = pick(service)?;
+    let value = Affinity {
+        last_used: now,
+        address: backend.address,
+        port: backend.port,
+        zero: [0; 3],
+    };
+    // Without the entry the client is balanced anew next time: nothing better can be done here.
+    let _ = AFFINITY.insert(&key, &value, 0);
+    Some(backend)
+}
+
+/// Any backend of set `service`.
+#[inline(always)]
+fn pick(service: u32) -> Option<Backend> {
+    // The daemon may switch generations, or shorten the set, between the two lookups: then look again.
+    for _ in 0..3 {
+        // SAFETY: as in `choose`.
+        let entry = unsafe { SERVICES.get(&service) }?;
+        let (generation, count) = (entry.generation, entry.count);
+        if count == 0 {
+            return None;
+        }
+        let key = BackendKey {
+            service,
+            generation,
+            slot: below(count),
+        };
+        // SAFETY: as in `choose`: an element is replaced, never rewritten in place.
+        if let Some(backend) = unsafe { BACKENDS.get(&key) } {
+            return Some(*backend);
+        }
+    }
+    count(Counter::Raced);
+    None
+}

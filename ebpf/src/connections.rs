@@ -1,0 +1,277 @@
+//! The table of connections translated at the device. See [`Connection`] for its four kinds of entries.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use sluice_ebpf_types::{
+    Address, Backend, Connection, ConnectionKey, Counter, FrontendKey, Node, UDP, direction, place, role,
+    seen,
+};
+
+use crate::balance::{below, member, now};
+use crate::maps::{CONNECTIONS, FRONTENDS, NODE};
+use crate::packet::{FIN, Packet, RST, SYN};
+
+/// Ports a client's stand-in may have: below what the host's own sockets are given (net.ipv4.ip_local_port_range),
+/// so neither takes the other's.
+const FIRST_PORT: u32 = 1024;
+const PORTS: u32 = 32768 - FIRST_PORT;
+const TRIES: u32 = 16;
+const SECOND: u64 = 1_000_000_000;
+
+/// The entry for `key`. Valid while the program runs; written to by several CPUs, each field at once.
+#[inline(always)]
+pub fn find(key: &ConnectionKey) -> Option<&'static mut Connection> {
+    // SAFETY: the pointer is a value of the map; programs never keep it beyond their run.
+    CONNECTIONS.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+}
+
+/// Notes a packet; true if the entry had not been noted for a second.
+#[inline(always)]
+pub fn touch(entry: &mut Connection) -> bool {
+    let now = now();
+    // Every packet writing here would make the cache line travel between CPUs.
+    if now.wrapping_sub(entry.last_seen) < SECOND {
+        return false;
+    }
+    entry.last_seen = now;
+    true
+}
+
+/// Notes a client's packet of a connection that goes on as before.
+#[inline(always)]
+pub fn note_client(entry: &mut Connection, packet: &Packet) {
+    touch(entry);
+    if packet.tcp_flags & (FIN | RST) != 0 {
+        entry.last_seen = now();
+        entry.seen |= if packet.tcp_flags & RST != 0 {
+            seen::RESET
+        } else {
+            seen::CLIENT_FIN
+        };
+    }
+}
+
+/// Notes a reply, whose `UNDEST` entry is `entry`, in the entry that holds the connection's state.
+#[inline(always)]
+pub fn note_reply(entry: &mut Connection, packet: &Packet) {
+    let news = packet.tcp_flags & (FIN | RST | SYN) != 0;
+    if !touch(entry) && !news {
+        return;
+    }
+    let key = ConnectionKey {
+        source: packet.destination,
+        destination: entry.address,
+        source_port: packet.destination_port,
+        destination_port: entry.port,
+        protocol: packet.protocol,
+        direction: direction::IN,
+        zero: 0,
+    };
+    if let Some(forward) = find(&key) {
+        forward.last_seen = now();
+        let bits = if packet.tcp_flags & RST != 0 {
+            seen::RESET
+        } else if packet.tcp_flags & FIN != 0 {
+            seen::BACKEND_FIN | seen::REPLY
+        } else {
+            seen::REPLY
+        };
+        forward.seen |= bits;
+    }
+}
+
+/// Whether the packet is no longer to go where its `FORWARD` entry says.
+///
+/// A TCP connection stays whatever becomes of the Service; only a new one from the same client's port is chosen for
+/// anew, when the old one is over or its endpoint is gone. A datagram has no beginning, so each is checked: neither a
+/// removed endpoint nor a removed Service keeps a client.
+#[inline(always)]
+pub fn stale(entry: &Connection, packet: &Packet) -> bool {
+    if packet.protocol == UDP {
+        // SAFETY: the map's elements are replaced, never rewritten in place.
+        let serves = match unsafe { FRONTENDS.get(&frontend_key(packet)) } {
+            Some(frontend) => frontend.service == entry.service,
+            None => false,
+        };
+        return !serves || member(entry.service, &entry.address, entry.port).is_none();
+    }
+    packet.opens()
+        && (seen::closed(entry.seen) || member(entry.service, &entry.address, entry.port).is_none())
+}
+
+/// The key under which the packet's destination is looked up among the frontends.
+#[inline(always)]
+pub fn frontend_key(packet: &Packet) -> FrontendKey {
+    FrontendKey {
+        address: packet.destination,
+        port: packet.destination_port,
+        protocol: packet.protocol,
+        zero: 0,
+    }
+}
+
+/// Removes the connection whose `FORWARD` entry has this key and value.
+#[inline(always)]
+pub fn remove(key: &ConnectionKey, entry: &Connection) {
+    let mut other = ConnectionKey {
+        source: entry.address,
+        destination: key.source,
+        source_port: entry.port,
+        destination_port: key.source_port,
+        protocol: key.protocol,
+        direction: direction::OUT,
+        zero: 0,
+    };
+    // What is not there need not be removed: no result matters here.
+    let _ = CONNECTIONS.remove(&other);
+    if !entry.stand_in.is_unspecified() {
+        other.direction = direction::IN;
+        other.destination = entry.stand_in;
+        other.destination_port = entry.stand_in_port;
+        let _ = CONNECTIONS.remove(&other);
+        other.direction = direction::OUT;
+        other.source = key.source;
+        other.source_port = key.source_port;
+        other.destination = entry.address;
+        other.destination_port = entry.port;
+        let _ = CONNECTIONS.remove(&other);
+    }
+    let _ = CONNECTIONS.remove(key);
+}
+
+/// Enters a new connection from the packet's sender to `backend`.
+///
+/// # Errors
+/// Which counter says why there can be none.
+#[inline(always)]
+pub fn create(packet: &Packet, service: u32, backend: &Backend) -> Result<(), Counter> {
+    let stand_in = stand_in(packet, backend.place)?;
+    let now = now();
+    let mut key = ConnectionKey {
+        source: backend.address,
+        destination: packet.source,
+        source_port: backend.port,
+        destination_port: packet.source_port,
+        protocol: packet.protocol,
+        direction: direction::OUT,
+        zero: 0,
+    };
+    // last_seen 0: the first reply is noted whenever it comes.
+    let mut value = Connection {
+        last_seen: 0,
+        address: packet.destination,
+        stand_in: Address { words: [0; 4] },
+        service: 0,
+        port: packet.destination_port,
+        stand_in_port: 0,
+        seen: 0,
+        role: role::UNDEST,
+    };
+    if CONNECTIONS.insert(&key, &value, u64::from(BPF_NOEXIST)).is_err() {
+        // The same client's port already talks to this backend. By this very frontend: an orphan of ours. By another:
+        // the two could not be told apart, unless the other is over.
+        if taken(&key, packet) {
+            return Err(Counter::DroppedNoPort);
+        }
+        CONNECTIONS
+            .insert(&key, &value, u64::from(BPF_ANY))
+            .map_err(|_| Counter::DroppedNoPort)?;
+    }
+    let mut stand_in_port = 0;
+    if !stand_in.is_unspecified() {
+        key.direction = direction::IN;
+        key.destination = stand_in;
+        value.role = role::UNSOURCE;
+        value.address = packet.source;
+        value.port = packet.source_port;
+        for _ in 0..TRIES {
+            let port = ((FIRST_PORT + below(PORTS)) as u16).to_be();
+            key.destination_port = port;
+            if CONNECTIONS.insert(&key, &value, u64::from(BPF_NOEXIST)).is_ok() {
+                stand_in_port = port;
+                break;
+            }
+        }
+        if stand_in_port == 0 {
+            return Err(Counter::DroppedNoPort);
+        }
+        key.direction = direction::OUT;
+        key.source = packet.source;
+        key.source_port = packet.source_port;
+        key.destination = backend.address;
+        key.destination_port = backend.port;
+        value.role = role::SOURCE;
+        value.address = stand_in;
+        value.port = stand_in_port;
+        CONNECTIONS
+            .insert(&key, &value, u64::from(BPF_ANY))
+            .map_err(|_| Counter::DroppedNoPort)?;
+    }
+    let forward = Connection {
+        last_seen: now,
+        address: backend.address,
+        stand_in,
+        service,
+        port: backend.port,
+        stand_in_port,
+        seen: 0,
+        role: role::FORWARD,
+    };
+    // Another CPU may have entered the same client's first packet meanwhile: then its choice stands, and the daemon
+    // sweeps up what was entered here for nothing.
+    let _ = CONNECTIONS.insert(&packet.key(direction::IN), &forward, u64::from(BPF_NOEXIST));
+    Ok(())
+}
+
+/// Whether the `UNDEST` entry under `key` belongs to a live connection by another frontend.
+#[inline(always)]
+fn taken(key: &ConnectionKey, packet: &Packet) -> bool {
+    let Some(other) = find(key) else {
+        return false;
+    };
+    if other.address == packet.destination && other.port == packet.destination_port {
+        return false;
+    }
+    let forward = ConnectionKey {
+        source: packet.source,
+        destination: other.address,
+        source_port: packet.source_port,
+        destination_port: other.port,
+        protocol: packet.protocol,
+        direction: direction::IN,
+        zero: 0,
+    };
+    match find(&forward) {
+        Some(forward) => {
+            forward.address == key.source && forward.port == key.source_port && !seen::closed(forward.seen)
+        }
+        None => false,
+    }
+}
+
+/// The address that stands in for the client: `::` where its own is kept.
+#[inline(always)]
+fn stand_in(packet: &Packet, backend_place: u8) -> Result<Address, Counter> {
+    if backend_place == place::THIS_NODE {
+        return Ok(Address { words: [0; 4] });
+    }
+    let Some(node) = NODE.get(0) else {
+        return Err(Counter::DroppedNoAddress);
+    };
+    let Node {
+        pod_network_v4,
+        pod_network_v6,
+        node_v4,
+        node_v6,
+        ..
+    } = node;
+    let address = match (packet.source.is_v4(), backend_place == place::POD_NETWORK) {
+        (true, true) => *pod_network_v4,
+        (true, false) => *node_v4,
+        (false, true) => *pod_network_v6,
+        (false, false) => *node_v6,
+    };
+    if address.is_unspecified() {
+        return Err(Counter::DroppedNoAddress);
+    }
+    Ok(address)
+}

@@ -1,0 +1,123 @@
+//! Translation at the device, for packets of other hosts: NodePorts, external and LoadBalancer addresses.
+//!
+//! Destinations are rewritten where packets come in and sources where they go out, nowhere else: the host's own stack
+//! routes, filters and tracks one plain connection between client and endpoint, with no source its reverse-path filter
+//! would object to. A connection's first packet chooses; the rest follow the connection table.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use sluice_ebpf_types::{Counter, direction, frontend_flag, role};
+
+use crate::balance::choose;
+use crate::connections::{create, find, frontend_key, note_client, note_reply, remove, stale, touch};
+use crate::counters::count;
+use crate::maps::FRONTENDS;
+use crate::packet::Packet;
+
+/// Not our business, or done: whoever comes next at this device decides (`TCX_NEXT`).
+const NEXT: i32 = TC_ACT_UNSPEC;
+const DROP: i32 = TC_ACT_SHOT as i32;
+
+/// Length of an Ethernet header, bytes.
+const ETHERNET: u32 = 14;
+/// Devices without link-layer header.
+const RAW: u32 = 0;
+
+#[inline(always)]
+fn done(result: Result<(), i64>) -> i32 {
+    match result {
+        Ok(()) => NEXT,
+        Err(_) => drop_as(Counter::DroppedRewrite),
+    }
+}
+
+#[inline(always)]
+fn drop_as(counter: Counter) -> i32 {
+    count(counter);
+    DROP
+}
+
+#[inline(always)]
+fn incoming<const L3: u32>(ctx: &TcContext) -> i32 {
+    let Some(packet) = Packet::read::<L3>(ctx) else {
+        return NEXT;
+    };
+    let key = packet.key(direction::IN);
+    if let Some(entry) = find(&key) {
+        if entry.role == role::UNSOURCE {
+            touch(entry);
+            return done(packet.set_destination(ctx, &entry.address, entry.port));
+        }
+        if !stale(entry, &packet) {
+            note_client(entry, &packet);
+            return done(packet.set_destination(ctx, &entry.address, entry.port));
+        }
+        remove(&key, &entry.clone());
+    }
+    // In mid-connection without an entry there is no telling where it belongs: the host answers with a reset.
+    if !packet.opens() {
+        return NEXT;
+    }
+    // SAFETY: the map's elements are replaced, never rewritten in place.
+    let Some(frontend) = (unsafe { FRONTENDS.get(&frontend_key(&packet)) }) else {
+        return NEXT;
+    };
+    let (service, flags) = (frontend.service, frontend.flags);
+    if flags & frontend_flag::EXTERNAL == 0 {
+        return NEXT;
+    }
+    let Some(backend) = choose(service, || packet.source) else {
+        if flags & frontend_flag::DROP_WHEN_EMPTY != 0 {
+            return drop_as(Counter::DroppedNoLocal);
+        }
+        // Nothing listens on that port of the node: its own stack answers with a reset, or port unreachable, at once.
+        count(Counter::DeviceRefused);
+        return NEXT;
+    };
+    if let Err(counter) = create(&packet, service, &backend) {
+        return drop_as(counter);
+    }
+    count(Counter::DeviceConnections);
+    // What was entered may be another CPU's choice.
+    match find(&key) {
+        Some(entry) => done(packet.set_destination(ctx, &entry.address, entry.port)),
+        None => drop_as(Counter::DroppedRewrite),
+    }
+}
+
+#[inline(always)]
+fn outgoing<const L3: u32>(ctx: &TcContext) -> i32 {
+    let Some(packet) = Packet::read::<L3>(ctx) else {
+        return NEXT;
+    };
+    let Some(entry) = find(&packet.key(direction::OUT)) else {
+        return NEXT;
+    };
+    if entry.role == role::UNDEST {
+        note_reply(entry, &packet);
+    } else {
+        touch(entry);
+    }
+    done(packet.set_source(ctx, &entry.address, entry.port))
+}
+
+#[classifier]
+fn device_in(ctx: TcContext) -> i32 {
+    incoming::<ETHERNET>(&ctx)
+}
+
+#[classifier]
+fn device_out(ctx: TcContext) -> i32 {
+    outgoing::<ETHERNET>(&ctx)
+}
+
+#[classifier]
+fn raw_device_in(ctx: TcContext) -> i32 {
+    incoming::<RAW>(&ctx)
+}
+
+#[classifier]
+fn raw_device_out(ctx: TcContext) -> i32 {
+    outgoing::<RAW>(&ctx)
+}

@@ -1,0 +1,41 @@
+//! The pinned maps. Who writes which: frontends, services, backends, members and node are the daemon's; the rest is
+//! written here and expired by the daemon.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use sluice_ebpf_types::{
+    Affinity, AffinityKey, Backend, BackendKey, Choice, ChoiceKey, Connection, ConnectionKey, Counter,
+    Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_FRONTENDS, MAX_REMEMBERED, MemberKey, Node,
+    Peer, PeerKey, Service,
+};
+
+#[map(name = "frontends_v1")]
+pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(MAX_FRONTENDS, BPF_F_NO_PREALLOC);
+
+#[map(name = "services_v1")]
+pub static SERVICES: HashMap<u32, Service> = HashMap::pinned(MAX_FRONTENDS, BPF_F_NO_PREALLOC);
+
+#[map(name = "backends_v1")]
+pub static BACKENDS: HashMap<BackendKey, Backend> = HashMap::pinned(MAX_BACKENDS, BPF_F_NO_PREALLOC);
+
+#[map(name = "members_v1")]
+pub static MEMBERS: HashMap<MemberKey, u32> = HashMap::pinned(MAX_BACKENDS, BPF_F_NO_PREALLOC);
+
+#[map(name = "node_v1")]
+pub static NODE: Array<Node> = Array::pinned(1, 0);
+
+#[map(name = "affinity_v1")]
+pub static AFFINITY: LruHashMap<AffinityKey, Affinity> = LruHashMap::pinned(MAX_REMEMBERED, 0);
+
+#[map(name = "socket_peers_v1")]
+pub static SOCKET_PEERS: LruHashMap<PeerKey, Peer> = LruHashMap::pinned(MAX_REMEMBERED, 0);
+
+#[map(name = "socket_choices_v1")]
+pub static SOCKET_CHOICES: LruHashMap<ChoiceKey, Choice> = LruHashMap::pinned(MAX_REMEMBERED, 0);
+
+#[map(name = "connections_v1")]
+pub static CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(MAX_CONNECTIONS, 0);
+
+#[map(name = "counters_v1")]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::COUNT, 0);
