@@ -94,7 +94,11 @@ fn succeeded(stdout: Option<Value>) -> Answer {
 
 fn failed(failure: &Failure, version: Version) -> Answer {
     // One line whatever the parts hold: a log is read by line.
-    let line: String = failure.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line: String = failure
+        .to_string()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
     Answer {
         stdout: Some(failure.to_json(version.as_str())),
         log: Some(format!("{line} (code {})", failure.code as u32)),

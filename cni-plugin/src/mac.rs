@@ -34,7 +34,8 @@ impl Mac {
     }
 
     fn derived(end: &str, attachment: &Attachment) -> Self {
-        let [a, b, c, d, e, f, ..] = hash(&[end, attachment.container_id(), attachment.ifname()]).to_be_bytes();
+        let [a, b, c, d, e, f, ..] =
+            hash(&[end, attachment.container_id(), attachment.ifname()]).to_be_bytes();
         // Locally administered, for one station.
         Self([a & 0xfc | 0x02, b, c, d, e, f])
     }
@@ -81,7 +82,10 @@ pub fn host_device(attachment: &Attachment) -> String {
 /// Whether a device of this name is the host's end of some pod.
 pub fn is_host_device(name: &str) -> bool {
     name.strip_prefix(DEVICE_PREFIX).is_some_and(|rest| {
-        rest.len() == 9 && rest.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+        rest.len() == 9
+            && rest
+                .bytes()
+                .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
     })
 }
 

@@ -7,8 +7,8 @@ use std::fmt;
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -147,8 +147,14 @@ impl Netlink {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
-        let doing = |position: usize| requests.get(position).map_or("", |request| request.doing.as_str());
-        self.socket.send(&bytes, 0).map_err(|source| failed(0, doing(0), source))?;
+        let doing = |position: usize| {
+            requests
+                .get(position)
+                .map_or("", |request| request.doing.as_str())
+        };
+        self.socket
+            .send(&bytes, 0)
+            .map_err(|source| failed(0, doing(0), source))?;
         self.read_answers(requests, first)
     }
 
@@ -168,9 +174,15 @@ impl Netlink {
             while !rest.is_empty() {
                 let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
                 let message = parsed.map_err(|error| {
-                    failed(0, "reading the kernel's answer", io::Error::other(error.to_string()))
+                    failed(
+                        0,
+                        "reading the kernel's answer",
+                        io::Error::other(error.to_string()),
+                    )
                 })?;
-                let length = (message.header.length as usize).next_multiple_of(4).clamp(1, rest.len());
+                let length = (message.header.length as usize)
+                    .next_multiple_of(4)
+                    .clamp(1, rest.len());
                 rest = &rest[length..];
                 let position = message.header.sequence_number.wrapping_sub(first) as usize;
                 // An answer to an earlier batch that ended with an error.

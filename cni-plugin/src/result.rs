@@ -56,7 +56,10 @@ pub fn to_json(plan: &Plan, netns: &str, dns: Option<&Value>, version: Version) 
     let ips = plan.addresses.iter().map(|address| {
         let mut ip = Map::new();
         if version < Version::V1_0_0 {
-            ip.insert("version".to_owned(), json!(if address.is_ipv4() { "4" } else { "6" }));
+            ip.insert(
+                "version".to_owned(),
+                json!(if address.is_ipv4() { "4" } else { "6" }),
+            );
         }
         ip.insert("address".to_owned(), json!(alone(*address)));
         ip.insert("gateway".to_owned(), json!(plan.gateway(*address)));
@@ -104,7 +107,8 @@ impl PrevResult {
     /// # Errors
     /// Code 7, naming the part that is wrong.
     pub fn read(value: &Value) -> Result<Self, Failure> {
-        let wrong = |part: &str| Failure::new(Code::Config, format!("prevResult.{part}: is missing or wrong"));
+        let wrong =
+            |part: &str| Failure::new(Code::Config, format!("prevResult.{part}: is missing or wrong"));
         let list = |key: &str| match value.get(key) {
             None | Some(Value::Null) => Ok(Vec::new()),
             Some(Value::Array(items)) => Ok(items.clone()),
@@ -120,7 +124,10 @@ impl PrevResult {
                 "" => None,
                 mac => Some(mac.parse().map_err(|_| wrong("interfaces[].mac"))?),
             };
-            let mtu = item.get("mtu").and_then(Value::as_u64).and_then(|mtu| u32::try_from(mtu).ok());
+            let mtu = item
+                .get("mtu")
+                .and_then(Value::as_u64)
+                .and_then(|mtu| u32::try_from(mtu).ok());
             result.interfaces.push(Interface {
                 name: text("name").to_owned(),
                 mac,
@@ -129,12 +136,17 @@ impl PrevResult {
             });
         }
         for item in list("ips")? {
-            let address = item.get("address").and_then(Value::as_str).and_then(|text| text.parse().ok());
+            let address = item
+                .get("address")
+                .and_then(Value::as_str)
+                .and_then(|text| text.parse().ok());
             let address: IpNetwork = address.ok_or_else(|| wrong("ips[].address"))?;
             let interface = match item.get("interface") {
                 None | Some(Value::Null) => None,
                 Some(position) => {
-                    let position = position.as_u64().and_then(|position| usize::try_from(position).ok());
+                    let position = position
+                        .as_u64()
+                        .and_then(|position| usize::try_from(position).ok());
                     let within = position.filter(|position| *position < result.interfaces.len());
                     Some(within.ok_or_else(|| wrong("ips[].interface"))?)
                 }

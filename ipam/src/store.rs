@@ -51,6 +51,13 @@ pub struct Claim<'a> {
     kept: bool,
 }
 
+/// A file in `held/`.
+pub(crate) struct Guard {
+    pub(crate) inode: u64,
+    /// Whether it has other names: its owner's, as a rule.
+    pub(crate) others: bool,
+}
+
 /// The lock, released when dropped (or when its holder dies).
 pub(crate) struct Lock(#[expect(dead_code, reason = "held open for its lock")] File);
 
@@ -123,7 +130,11 @@ impl Store {
 
         let new = self.root.join("new");
         remove_if_there(&new)?;
-        let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
+        let written = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new);
         let written = written.and_then(|mut file| {
             record::write(&mut file, &allocation)?;
             Ok(file.metadata()?.ino())
@@ -139,13 +150,15 @@ impl Store {
             inode,
             kept: false,
         };
-        let linked = fs::hard_link(&new, &owner).map_err(io_error("making", &owner)).and_then(|()| {
-            for choice in &choices {
-                let held = self.held(choice.address);
-                fs::hard_link(&new, &held).map_err(io_error("making", held))?;
-            }
-            Ok(())
-        });
+        let linked = fs::hard_link(&new, &owner)
+            .map_err(io_error("making", &owner))
+            .and_then(|()| {
+                for choice in &choices {
+                    let held = self.held(choice.address);
+                    fs::hard_link(&new, &held).map_err(io_error("making", held))?;
+                }
+                Ok(())
+            });
         // A leftover is replaced by the next call.
         let _ = fs::remove_file(&new);
         if let Err(error) = linked {
@@ -176,16 +189,39 @@ impl Store {
         };
         self.rest_from_now(&owner)?;
         for address in &allocation.addresses {
-            let held = self.held(*address);
-            if inode_of(&held)? == Some(inode) {
-                let resting = self.resting(*address);
-                fs::rename(&held, &resting).map_err(io_error("resting", &held))?;
-                // Between two names of one file `rename` does nothing and says it did: see that the guard goes.
-                remove_if_there(&held)?;
+            match self.guard(*address)? {
+                Some(guard) if guard.inode == inode => self.put_to_rest(*address)?,
+                // A guard that is no owner's link: the store was copied, and the text alone says whose it is.
+                Some(Guard { others: false, .. }) => {
+                    self.rest_from_now(&self.held(*address))?;
+                    self.put_to_rest(*address)?;
+                }
+                _ => {}
             }
         }
         remove_if_there(&owner)?;
         Ok(Some(allocation))
+    }
+
+    /// Turns the guard of `address` into a rest.
+    pub(crate) fn put_to_rest(&self, address: IpAddr) -> Result<(), Error> {
+        let held = self.held(address);
+        fs::rename(&held, self.resting(address)).map_err(io_error("resting", &held))?;
+        // Between two names of one file `rename` does nothing and says it did: see that the guard goes.
+        remove_if_there(&held)
+    }
+
+    /// What guards `address`, if anything does.
+    pub(crate) fn guard(&self, address: IpAddr) -> Result<Option<Guard>, Error> {
+        let path = self.held(address);
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) => Ok(Some(Guard {
+                inode: metadata.ino(),
+                others: metadata.nlink() > 1,
+            })),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("looking at", path)(error)),
+        }
     }
 
     /// Dates the file at `path` with the end of a rest that begins now; all its names share the date.
@@ -224,11 +260,16 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn usage(&self, cidr: IpNetwork) -> Result<Usage, Error> {
-        let held = self.addresses("held")?.into_iter().filter(|address| cidr.contains(*address)).count();
+        let held = self
+            .addresses("held")?
+            .into_iter()
+            .filter(|address| cidr.contains(*address))
+            .count();
         let now = boot_time();
         let mut resting = 0;
         for address in self.addresses("resting")? {
-            let waits = cidr.contains(address) && self.resting_until(address)?.is_some_and(|until| until > now);
+            let waits =
+                cidr.contains(address) && self.resting_until(address)?.is_some_and(|until| until > now);
             resting += u128::from(waits);
         }
         Ok(Usage {
@@ -246,7 +287,14 @@ impl Store {
             Ok((inode, Some(allocation))) => Ok(Some((inode, allocation))),
             Ok((inode, None)) => {
                 let addresses = self.held_by()?.remove(&inode).unwrap_or_default();
-                let mut allocation = record::starting_now(attachment, addresses, Origin { network: "", netns: Path::new("") });
+                let mut allocation = record::starting_now(
+                    attachment,
+                    addresses,
+                    Origin {
+                        network: "",
+                        netns: Path::new(""),
+                    },
+                );
                 allocation.since = UNIX_EPOCH;
                 allocation.since_boot = Duration::ZERO;
                 Ok(Some((inode, allocation)))
@@ -310,7 +358,12 @@ impl Store {
 
     pub(crate) fn lock(&self) -> Result<Lock, Error> {
         let path = self.root.join("lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path);
         let file = file.map_err(io_error("opening", &path))?;
         let begun = Instant::now();
         let mut pause = Duration::from_micros(50);
@@ -358,10 +411,16 @@ impl Claim<'_> {
     }
 
     fn take_back(&self) {
-        let held = self.allocation.addresses.iter().map(|address| self.store.held(*address));
+        let held = self
+            .allocation
+            .addresses
+            .iter()
+            .map(|address| self.store.held(*address));
         for path in held.chain([self.store.owner(&self.allocation.attachment)]) {
             // Only what is this claim's own; what cannot be removed now is left to DEL and GC, which find the owner.
-            if matches!(inode_of(&path), Ok(Some(inode)) if inode == self.inode) && fs::remove_file(&path).is_err() {
+            if matches!(inode_of(&path), Ok(Some(inode)) if inode == self.inode)
+                && fs::remove_file(&path).is_err()
+            {
                 return;
             }
         }
