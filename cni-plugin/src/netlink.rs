@@ -240,3 +240,24 @@ fn hint(payload: &[u8], flags: u16) -> String {
     }
     String::new()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // C2
+    #[test]
+    fn the_kernels_words_are_found_and_cut_messages_do_no_harm() {
+        let mut payload = vec![0; 16];
+        // An offset attribute (type 2) first, then the message (type 1), padded.
+        payload.extend([8, 0, 2, 0, 1, 2, 3, 4]);
+        payload.extend([4 + 6, 0, 1, 0]);
+        payload.extend(b"wrong\0\0\0");
+        assert_eq!(hint(&payload, NLM_F_ACK_TLVS), "wrong");
+        assert_eq!(hint(&payload, 0), "");
+        for length in 0..payload.len() {
+            let _ = hint(&payload[..length], NLM_F_ACK_TLVS);
+        }
+        assert_eq!(hint(&[&[0; 16][..], &[0, 0, 1, 0]].concat(), NLM_F_ACK_TLVS), "");
+    }
+}

@@ -156,3 +156,57 @@ impl PrevResult {
         Ok(result)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // C7
+    #[test]
+    fn results_of_other_plugins_too_are_read() {
+        let value = json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [
+                { "name": "cni0", "mac": "c2:00:00:00:00:01" },
+                { "name": "eth0", "mtu": 1400, "sandbox": "/run/netns/a", "socketPath": "/x" },
+            ],
+            "ips": [{ "address": "10.1.0.5/24", "interface": 1 }, { "address": "fd00::5/128" }],
+            "routes": null,
+        });
+        let result = PrevResult::read(&value).unwrap();
+        assert_eq!(result.interfaces[0].mac, "c2:00:00:00:00:01".parse().ok());
+        assert_eq!(
+            (result.interfaces[1].mac, result.interfaces[1].mtu),
+            (None, Some(1400))
+        );
+        assert_eq!(result.ips[0], ("10.1.0.5".parse().unwrap(), Some(1)));
+        assert_eq!(result.ips[1], ("fd00::5".parse().unwrap(), None));
+    }
+
+    // C2 C7
+    #[test]
+    fn what_is_wrong_in_a_result_is_named() {
+        for (value, part) in [
+            (json!({ "interfaces": 1 }), "interfaces"),
+            (json!({ "interfaces": [{}] }), "interfaces[].name"),
+            (
+                json!({ "interfaces": [{ "name": "a", "mac": "x" }] }),
+                "interfaces[].mac",
+            ),
+            (json!({ "ips": [{}] }), "ips[].address"),
+            (json!({ "ips": [{ "address": "10.1.0.5/33" }] }), "ips[].address"),
+            (
+                json!({ "ips": [{ "address": "10.1.0.5/32", "interface": 0 }] }),
+                "ips[].interface",
+            ),
+            (
+                json!({ "ips": [{ "address": "10.1.0.5/32", "interface": -1 }] }),
+                "ips[].interface",
+            ),
+        ] {
+            let failure = PrevResult::read(&value).unwrap_err();
+            assert_eq!(failure.code, Code::Config);
+            assert!(failure.message.contains(part), "{failure}");
+        }
+    }
+}

@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::directory::inode_of;
 use crate::error::{Error, PoolUse};
 use crate::record::boot_time;
-use crate::store::{Store, inode_of};
+use crate::store::Store;
 use crate::{Attachment, Pool};
 
 /// How many addresses are looked at before the best of them is taken.

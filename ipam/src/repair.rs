@@ -8,9 +8,10 @@ use std::fs::{self, OpenOptions};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::directory::{Guard, inode_of, remove_if_there};
 use crate::error::io_error;
 use crate::record::{self, boot_time};
-use crate::store::{Guard, Store, inode_of, remove_if_there};
+use crate::store::Store;
 use crate::{Attachment, Error};
 
 /// How long after its rest an address's last use is still remembered, for the order of reuse alone. Forgetting bounds

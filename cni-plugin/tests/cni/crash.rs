@@ -1,6 +1,7 @@
 //! Killed calls, many calls at once, and collecting what is left.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,8 +10,7 @@ use sluice_cni::collect::collect_dead;
 use sluice_ipam::{Attachment, DEFAULT_REST};
 
 use crate::node::{Namespace, Node, addresses, device_of, finish};
-
-const DUAL: [&str; 2] = ["10.244.1.0/24", "fd00:244:1::/64"];
+use crate::wiring::DUAL;
 
 // C9 I1
 #[test]
@@ -123,6 +123,33 @@ fn killed_at_any_instant_gc_leaves_nothing_and_no_address_is_given_twice() {
     assert_eq!(node.store().repair().unwrap(), []);
 }
 
+// C5
+#[test]
+fn an_add_whose_result_nobody_reads_is_undone() {
+    let node = Node::new(&DUAL);
+    let pod = Namespace::new();
+    let path = pod.path();
+    let mut add = node.spawn(&[
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "a"),
+        ("CNI_NETNS", path.to_str().unwrap()),
+        ("CNI_IFNAME", "eth0"),
+    ]);
+    drop(add.stdout.take());
+    add.stdin
+        .take()
+        .unwrap()
+        .write_all(node.with(json!({})).as_bytes())
+        .unwrap();
+    let output = add.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && stderr.contains("writing the result"),
+        "{stderr}"
+    );
+    node.assert_empty();
+}
+
 // C9
 #[test]
 fn a_device_left_without_an_allocation_is_replaced_by_the_next_add() {
@@ -192,7 +219,11 @@ fn the_daemon_collects_only_what_is_dead_and_no_longer_young() {
     let alive = Namespace::new();
     let result = node.add("alive", &alive).succeeded();
     let dead = Namespace::new();
-    node.add("dead", &dead).succeeded();
+    // A path of its own: a closed descriptor's number is soon another test's.
+    let path = node.directory.path().join("dead");
+    std::os::unix::fs::symlink(dead.path(), &path).unwrap();
+    node.call("ADD", "dead", &path, &node.with(json!({}))).succeeded();
+    std::fs::remove_file(&path).unwrap();
     drop(dead);
     let collect = || {
         node.namespace

@@ -169,7 +169,15 @@ impl Node {
     }
 
     pub fn start_with(&self, variables: &[(&str, &str)], stdin: &[u8]) -> Child {
-        let mut child = self.namespace.run(|| {
+        let mut child = self.spawn(variables);
+        // The plugin may end before it has read all.
+        let _ = child.stdin.take().unwrap().write_all(stdin);
+        child
+    }
+
+    /// The process, which waits for its config.
+    pub fn spawn(&self, variables: &[(&str, &str)]) -> Child {
+        self.namespace.run(|| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
             command.env_clear().envs(variables.iter().copied());
             command
@@ -177,10 +185,7 @@ impl Node {
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
             command.spawn().unwrap()
-        });
-        // The plugin may end before it has read all.
-        let _ = child.stdin.take().unwrap().write_all(stdin);
-        child
+        })
     }
 
     pub fn call(&self, verb: &str, id: &str, netns: &Path, stdin: &str) -> Answer {

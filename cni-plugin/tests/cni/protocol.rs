@@ -5,8 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::node::{Namespace, Node, addresses, finish};
-
-const DUAL: [&str; 2] = ["10.244.1.0/24", "fd00:244:1::/64"];
+use crate::wiring::DUAL;
 
 // C1 C3
 #[test]

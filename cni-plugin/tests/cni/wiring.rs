@@ -11,10 +11,10 @@ use serde_json::json;
 
 use crate::node::{Namespace, Node, addresses, device_of};
 
-const DUAL: [&str; 2] = ["10.244.1.0/24", "fd00:244:1::/64"];
+pub const DUAL: [&str; 2] = ["10.244.1.0/24", "fd00:244:1::/64"];
 
 /// Sends bytes from one pod to the other and back, over TCP.
-fn talk(client: &Namespace, server: &Namespace, address: &str) {
+pub fn talk(client: &Namespace, server: &Namespace, address: &str) {
     let address: IpAddr = address.parse().unwrap();
     let listener = server.run(|| TcpListener::bind((address, 0)).unwrap());
     let at = listener.local_addr().unwrap();
@@ -316,153 +316,6 @@ fn del_needs_no_namespace_no_node_file_and_no_intact_state() {
     node.add("b", &Namespace::new()).succeeded();
     node.del("b").succeeded();
     node.assert_empty();
-}
-
-// C7
-#[test]
-fn check_names_what_differs() {
-    let node = Node::new(&DUAL);
-    let breakages = [
-        (
-            "host",
-            "neigh del 10.244.1.1 dev DEVICE",
-            "no neighbour 10.244.1.1",
-        ),
-        (
-            "host",
-            "neigh replace fd00:244:1::2 lladdr 02:00:00:00:00:01 dev DEVICE nud reachable",
-            "not permanent",
-        ),
-        ("host", "route del 10.244.1.3/32", "lacks its route to 10.244.1.3"),
-        (
-            "host",
-            "-6 route del fd00:244:1::4/128 dev DEVICE",
-            "lacks its route to fd00:244:1::4",
-        ),
-        (
-            "host",
-            "link set DEVICE mtu 1400",
-            "has the MTU 1400 and not 1450",
-        ),
-        ("host", "link set DEVICE alias other", "serves \"other\""),
-        ("host", "link set DEVICE down", "is switched off"),
-        (
-            "pod",
-            "route del default",
-            "lacks the default route via 169.254.1.1",
-        ),
-        (
-            "pod",
-            "-6 route del default",
-            "lacks the default route via fe80::1",
-        ),
-        (
-            "pod",
-            "addr del 10.244.1.10/32 dev eth0",
-            "lacks the address 10.244.1.10",
-        ),
-        (
-            "pod",
-            "-6 addr del fd00:244:1::b/128 dev eth0",
-            "lacks the address fd00:244:1::b",
-        ),
-        (
-            "pod",
-            "neigh del 169.254.1.1 dev eth0",
-            "no neighbour 169.254.1.1",
-        ),
-        (
-            "pod",
-            "link set eth0 address 02:00:00:00:00:07",
-            "eth0 has the MAC 02:00:00:00:00:07",
-        ),
-        ("pod", "link del eth0", "the device eth0 is gone"),
-    ];
-    for (position, (place, command, says)) in breakages.into_iter().enumerate() {
-        let (id, pod) = (format!("pod{position}"), Namespace::new());
-        let result = node.add(&id, &pod).succeeded();
-        assert!(node.check(&id, &pod, &result).success);
-        let command = command.replace("DEVICE", &device_of(&id));
-        let namespace = if place == "host" { &node.namespace } else { &pod };
-        namespace.ip(&command);
-        let answer = node.check(&id, &pod, &result);
-        assert_eq!(answer.code(), 102, "{command}");
-        assert!(answer.text().contains(says), "{command}: {}", answer.text());
-    }
-    let pod = Namespace::new();
-    let result = node.add("last", &pod).succeeded();
-    let attachment = sluice_ipam::Attachment::new("last", "eth0").unwrap();
-    node.store().free(&attachment).unwrap();
-    let answer = node.check("last", &pod, &result);
-    assert!(
-        answer.text().contains("holds no address in the store"),
-        "{}",
-        answer.text()
-    );
-    let gone = node.call(
-        "CHECK",
-        "last",
-        Path::new("/none"),
-        &node.with(json!({ "prevResult": result })),
-    );
-    assert_eq!(gone.code(), 3);
-    assert_eq!(
-        node.call("CHECK", "last", &pod.path(), &node.with(json!({})))
-            .code(),
-        7
-    );
-}
-
-// C10 I5
-#[test]
-fn addresses_and_a_mac_can_be_asked_for() {
-    let node = Node::new(&DUAL);
-    let (a, b, c, d) = (
-        Namespace::new(),
-        Namespace::new(),
-        Namespace::new(),
-        Namespace::new(),
-    );
-    let config =
-        node.with(json!({ "runtimeConfig": { "ips": ["10.244.1.77/24"], "mac": "C2:11:22:33:44:55" } }));
-    let result = node.call("ADD", "a", &a.path(), &config).succeeded();
-    assert_eq!(addresses(&result), ["10.244.1.77", "fd00:244:1::1"]);
-    assert_eq!(result["interfaces"][1]["mac"], "c2:11:22:33:44:55");
-    assert!(a.ip("link show eth0").contains("c2:11:22:33:44:55"));
-    assert!(node.check("a", &a, &result).success);
-
-    let taken = node.call("ADD", "b", &b.path(), &config);
-    assert_eq!(taken.code(), 103);
-    assert!(taken.text().contains("a/eth0 holds it"), "{}", taken.text());
-    let config =
-        node.with(json!({ "args": { "cni": { "ips": ["fd00:244:1::99"], "mac": "c2:00:00:00:00:01" } } }));
-    let result = node.call("ADD", "b", &b.path(), &config).succeeded();
-    assert_eq!(addresses(&result), ["10.244.1.1", "fd00:244:1::99"]);
-    talk(&a, &b, "fd00:244:1::99");
-
-    let annotations = json!({ "sluice/ips": "10.244.1.50, fd00:244:1::50", "other": "x" });
-    let config = node.with(json!({ "runtimeConfig": { "io.kubernetes.cri.pod-annotations": annotations } }));
-    let result = node.call("ADD", "c", &c.path(), &config).succeeded();
-    assert_eq!(addresses(&result), ["10.244.1.50", "fd00:244:1::50"]);
-
-    for (ips, code) in [
-        (json!(["10.244.2.1"]), 7),
-        (json!(["10.244.1.0"]), 7),
-        (json!(["10.244.1.255"]), 7),
-        (json!(["10.244.1.60", "10.244.1.61"]), 7),
-        (json!(["x"]), 7),
-        (json!([5]), 7),
-        (json!("10.244.1.60"), 7),
-    ] {
-        let answer = node.call(
-            "ADD",
-            "d",
-            &d.path(),
-            &node.with(json!({ "runtimeConfig": { "ips": ips } })),
-        );
-        assert_eq!(answer.code(), code, "{}", answer.text());
-    }
-    assert_eq!(node.devices().len(), 3);
 }
 
 // I4 I7

@@ -1,6 +1,8 @@
 //! The store as its users see it, on real directories: rules of giving, and what survives killing, damage and a full
 //! disk.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics says what failed")]
+
 mod crash;
 mod giving;
 mod model;
