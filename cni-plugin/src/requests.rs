@@ -20,6 +20,9 @@ use crate::mac::Mac;
 use crate::names::ROUTE_PROTOCOL;
 use crate::netlink::{Kind, Request};
 
+/// The table of routes to the namespace's own addresses (`RT_TABLE_LOCAL`).
+const TABLE_LOCAL: u8 = 255;
+
 /// One end of a pair to be made.
 pub struct End<'a> {
     /// Its name.
@@ -219,6 +222,22 @@ pub fn add_host_route(device: &str, index: u32, address: IpAddr) -> Request {
         "adding the route to {address}/{} via {device}",
         full_length(address)
     );
+    request(doing, RouteNetlinkMessage::NewRoute(message), Kind::Create)
+}
+
+/// Has the pod take packets to its IPv6 address from now on. The kernel makes a route like it for every address, but in
+/// a worker of its own that may be late by milliseconds: packets that come before it would be dropped.
+pub fn add_local_route(device: &str, index: u32, address: IpAddr) -> Request {
+    let mut message = own_route(address, index);
+    message.header.destination_prefix_length = full_length(address);
+    message.header.table = TABLE_LOCAL;
+    message.header.kind = RouteType::Local;
+    message
+        .attributes
+        .push(RouteAttribute::Destination(address.into()));
+    // Behind the kernel's own, whose metric is 0: beside it, neither displaces the other.
+    message.attributes.push(RouteAttribute::Priority(1));
+    let doing = format!("having {device} take packets to {address}");
     request(doing, RouteNetlinkMessage::NewRoute(message), Kind::Create)
 }
 

@@ -6,12 +6,9 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::route::RouteType;
 use sluice_ipam::Attachment;
 
 use crate::error::{Code, Failure};
@@ -26,9 +23,6 @@ const LEAST_MTU_V6: u32 = 1280;
 
 /// Least MTU of IPv4 (RFC 791).
 const LEAST_MTU_V4: u32 = 68;
-
-/// How long the kernel may take to finish what it does by itself. It takes microseconds unless starved.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Every network namespace has it, switched off at first.
 const LOOPBACK: &str = "lo";
@@ -173,6 +167,9 @@ fn wire(plan: &Plan, index: u32, peer: u32, host: &mut Netlink, pod: &mut Netlin
     for address in &plan.addresses {
         let gateway = plan.gateway(*address);
         batch.push(requests::add_address(ifname, peer, *address));
+        if address.is_ipv6() {
+            batch.push(requests::add_local_route(ifname, peer, *address));
+        }
         batch.push(requests::add_neighbour(ifname, peer, gateway, plan.host_mac));
         batch.push(requests::add_default_route(ifname, peer, gateway));
     }
@@ -188,34 +185,7 @@ fn wire(plan: &Plan, index: u32, peer: u32, host: &mut Netlink, pod: &mut Netlin
     }
     batch.push(requests::get_link(name));
     host.batch(&batch)?;
-    plan.addresses
-        .iter()
-        .filter(|address| address.is_ipv6())
-        .try_for_each(|address| await_local(pod, *address))
-}
-
-/// Waits until the pod takes packets to its IPv6 address. The kernel hands the address out at once but makes its local
-/// route in a worker of its own, some microseconds later as a rule: a packet that came before would be dropped.
-fn await_local(pod: &mut Netlink, address: IpAddr) -> Result<(), Failure> {
-    let begun = Instant::now();
-    loop {
-        let answers = pod.batch(&[requests::get_route(address)])?;
-        let local = |answer: &RouteNetlinkMessage| match answer {
-            RouteNetlinkMessage::NewRoute(route) => route.header.kind == RouteType::Local,
-            _ => false,
-        };
-        if answers.iter().any(local) {
-            return Ok(());
-        }
-        if begun.elapsed() > PATIENCE {
-            let message = format!(
-                "the pod does not take packets to {address} after {} s",
-                PATIENCE.as_secs()
-            );
-            return Err(Failure::new(Code::TryAgain, message));
-        }
-        sleep(Duration::from_micros(50));
-    }
+    Ok(())
 }
 
 /// Some runtimes make namespaces with IPv6 switched off.

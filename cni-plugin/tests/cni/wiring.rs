@@ -123,6 +123,9 @@ fn the_result_says_what_the_kernel_holds() {
         "{v6}"
     );
     assert!(!v6.contains("tentative"), "{v6}");
+    // Not the kernel's own, which may come later than the first packet.
+    let local = pod.ip("-6 route show table local proto 83");
+    assert!(local.starts_with("local fd00:244:1::1 dev eth0"), "{local}");
     assert_eq!(node.namespace.ip(&format!("-o addr show dev {device}")), "");
 }
 
