@@ -5,37 +5,85 @@ mod ebpf_support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ebpf_support::{Desired, ip, key, on_node, port, sync};
+use nix::sys::socket::{Shutdown, shutdown};
 use sluice_daemon::state::service_port::{Family, FrontendKind, Protocol};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A TCP server that tells each client its own address; it ends with the process, its socket with the test's namespace.
-fn tcp_server(address: &str) -> SocketAddr {
-    let listener = TcpListener::bind(address).unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            // A client that has gone already is none of the server's business.
-            let _ = stream.and_then(|mut stream| stream.write_all(address.to_string().as_bytes()));
-        }
-    });
-    address
+/// A server that tells each client its own address; it ends with this.
+struct Server {
+    address: SocketAddr,
+    socket: OwnedFd,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
-/// A UDP server that answers each datagram with its own address.
-fn udp_server(address: &str) -> SocketAddr {
-    let socket = UdpSocket::bind(address).unwrap();
-    let address = socket.local_addr().unwrap();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 16];
-        while let Ok((_, client)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(address.to_string().as_bytes(), client);
+impl Server {
+    fn new(
+        address: SocketAddr,
+        socket: OwnedFd,
+        serve: impl FnMut() -> io::Result<()> + Send + 'static,
+    ) -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let mut serve = serve;
+        let ending = Arc::clone(&over);
+        let thread = std::thread::spawn(move || {
+            while !ending.load(Ordering::Acquire) {
+                // A client that has gone already is none of the server's business.
+                let _ = serve();
+            }
+        });
+        Self {
+            address,
+            socket,
+            over,
+            thread: Some(thread),
         }
-    });
-    address
+    }
+
+    fn tcp(address: &str) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
+        let address = listener.local_addr().unwrap();
+        let socket = listener.try_clone().unwrap().into();
+        Self::new(address, socket, move || {
+            listener.accept()?.0.write_all(address.to_string().as_bytes())
+        })
+    }
+
+    fn udp(address: &str) -> Self {
+        let server = UdpSocket::bind(address).unwrap();
+        let address = server.local_addr().unwrap();
+        let socket = server.try_clone().unwrap().into();
+        Self::new(address, socket, move || {
+            let (_, client) = server.recv_from(&mut [0; 16])?;
+            server.send_to(address.to_string().as_bytes(), client).map(drop)
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        // Wakes whoever waits on the socket; ENOTCONN is all a UDP socket has to say to it.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn servers<const N: usize>(
+    start: fn(&str) -> Server,
+    addresses: [&str; N],
+) -> (Vec<Server>, [SocketAddr; N]) {
+    let servers = addresses.map(start);
+    let addresses = std::array::from_fn(|index| servers[index].address);
+    (servers.into(), addresses)
 }
 
 fn addresses() {
@@ -89,7 +137,7 @@ fn tcp_connections_spread_over_all_endpoints() {
                 ["[fd01::1]:8080", "[fd01::2]:8080", "[fd01::3]:8080"],
             ),
         ] {
-            let backends = backends.map(tcp_server);
+            let (_servers, backends) = servers(Server::tcp, backends);
             let desired = Desired::from([(
                 key("web", Protocol::Tcp, family),
                 port(&[(frontend, CLUSTER_IP)], &backends),
@@ -126,7 +174,7 @@ fn a_udp_socket_stays_on_one_endpoint_and_sees_the_service() {
                 "[::]:0",
             ),
         ] {
-            let backends = backends.map(udp_server);
+            let (_servers, backends) = servers(Server::udp, backends);
             let desired = Desired::from([(
                 key("dns", Protocol::Udp, family),
                 port(&[(frontend, CLUSTER_IP)], &backends),

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -57,12 +58,14 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // A thread that has just ended may still be in there for a moment.
-        let gone = || fs::remove_dir(&self.0).is_ok();
-        while !gone() && fs::read_to_string(self.0.join("cgroup.threads")).is_ok_and(|t| !t.is_empty()) {
-            std::thread::yield_now();
+        // The kernel takes a moment to see a thread off after it was joined.
+        for _ in 0..1000 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
-        gone();
+        eprintln!("{} is still in use", self.0.display());
     }
 }
 
