@@ -4,7 +4,10 @@
 //! All but the cgroup ends with the thread, whatever becomes of the test: the file system goes with the namespace, the
 //! pins with it, and with them the programs. The cgroup is a threaded one, below the test's own, so threads alone enter.
 
-#![allow(dead_code, reason = "each test file uses what it needs of this")]
+#![allow(dead_code, missing_docs, reason = "each test file uses what it needs of this")]
+
+pub mod device;
+pub mod packet;
 
 use std::collections::BTreeMap;
 use std::fs;
