@@ -14,7 +14,7 @@ use crate::packet::{FIN, Packet, RST, SYN};
 /// so neither takes the other's.
 const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 32768 - FIRST_PORT;
-const TRIES: u32 = 16;
+const TRIES: u32 = 8;
 const SECOND: u64 = 1_000_000_000;
 
 /// The entry for `key`. Valid while the program runs; written to by several CPUs, each field at once.

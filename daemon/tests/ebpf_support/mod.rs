@@ -7,6 +7,7 @@
 #![allow(dead_code, missing_docs, reason = "each test file uses what it needs of this")]
 
 pub mod device;
+pub mod neighbour;
 pub mod packet;
 
 use std::collections::BTreeMap;
@@ -61,8 +62,15 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // The kernel takes a moment to see a thread off after it was joined.
+        // What a failed test leaves waiting goes on to do so, until the process ends, but not in here. The kernel takes a
+        // moment to see off a thread that has ended.
         for _ in 0..1000 {
+            for thread in fs::read_to_string(self.0.join("cgroup.threads"))
+                .unwrap_or_default()
+                .lines()
+            {
+                let _ = fs::write(self.0.join("../cgroup.threads"), thread);
+            }
             if fs::remove_dir(&self.0).is_ok() {
                 return;
             }
