@@ -10,12 +10,15 @@ use std::path::Path;
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
-use ebpf_support::{Desired, Node, ip, key, on_node, port, sync};
+use ebpf_support::{Desired, Node, device, ip, key, on_node, packet, port, sync};
 use sluice_daemon::network::Device;
 use sluice_daemon::proxy::ebpf::EbpfProxy;
 use sluice_daemon::proxy::{Dirty, Proxy, Surroundings};
-use sluice_daemon::state::service_port::{Family, FrontendKind, Protocol, Scope, ServicePortKey};
-use sluice_ebpf_types::{Backend, BackendKey, Frontend, FrontendKey, MemberKey, Service};
+use sluice_daemon::state::service_port::{Family, FrontendKind, Place, Protocol, Scope, ServicePortKey};
+use sluice_ebpf_types::{
+    Address, Backend, BackendKey, Connection, ConnectionKey, Frontend, FrontendKey, MAX_BACKENDS, MemberKey,
+    Service, direction,
+};
 
 const CLUSTER_IP: FrontendKind = FrontendKind::ClusterIp;
 
@@ -296,7 +299,7 @@ fn link_count() -> usize {
     aya::programs::loaded_links().filter(|link| link.is_ok()).count()
 }
 
-fn device(name: &str) -> Device {
+fn named(name: &str) -> Device {
     Device {
         index: nix::net::if_::if_nametoindex(name).unwrap(),
         name: name.to_owned(),
@@ -304,7 +307,7 @@ fn device(name: &str) -> Device {
 }
 
 fn adjust(proxy: &mut EbpfProxy, devices: &[&str]) {
-    let devices = devices.iter().map(|name| device(name)).collect();
+    let devices = devices.iter().copied().map(named).collect();
     proxy
         .adjust(&Surroundings {
             devices,
@@ -382,6 +385,100 @@ fn removing_leaves_nothing_and_may_be_done_again() {
             .collect();
         assert!(ids.iter().all(|id| !left.contains(id)));
         EbpfProxy::remove(&node.options.pins).unwrap();
+    });
+}
+
+/// S13
+#[test]
+fn upkeep_forgets_the_idle_and_the_orphaned_and_nothing_else() {
+    on_node(|node| {
+        ip("link add uplink type veth peer name fabric");
+        let mut proxy = node.open();
+        let surroundings = Surroundings {
+            devices: vec![named("uplink")],
+            pod_network_addresses: vec!["10.244.1.0".parse().unwrap()],
+            ..Surroundings::default()
+        };
+        proxy.adjust(&surroundings).unwrap();
+        let mut service = port(&[("192.0.2.1:30053", FrontendKind::NodePort)], &backends(0..3));
+        service
+            .backends
+            .iter_mut()
+            .for_each(|backend| backend.place = Place::PodNetwork);
+        let key = key("dns", Protocol::Udp, Family::V4);
+        sync(&mut proxy, &Desired::from([(key, service)]));
+        let programs = device::Device::attached(&node.options.pins, "uplink");
+        for number in 1..=2 {
+            programs
+                .packet_in(&packet::udp(
+                    &format!("198.51.100.{number}:5000"),
+                    "192.0.2.1:30053",
+                ))
+                .unwrap();
+        }
+        let path = node.options.pins.join("maps/connections_v1");
+        let map = Map::LruHashMap(MapData::from_pin(path).unwrap());
+        let mut map: HashMap<_, ConnectionKey, Connection> = HashMap::try_from(map).unwrap();
+        let all = |map: &HashMap<MapData, ConnectionKey, Connection>| {
+            map.iter().map(Result::unwrap).collect::<Vec<_>>()
+        };
+        assert_eq!(all(&map).len(), 8);
+        proxy.tend().unwrap();
+        assert_eq!(all(&map).len(), 8, "nothing is idle yet");
+        let client = |number: u8| Address::from(IpAddr::from([198, 51, 100, number]));
+        let is_master =
+            |key: &ConnectionKey, number| key.direction == direction::IN && key.source == client(number);
+        // The first has been idle since the machine started, the second lost the entry that holds its state.
+        for (key, value) in all(&map) {
+            if is_master(&key, 1) {
+                map.insert(
+                    key,
+                    Connection {
+                        last_seen: 1,
+                        ..value
+                    },
+                    0,
+                )
+                .unwrap();
+            } else if is_master(&key, 2) {
+                map.remove(&key).unwrap();
+            }
+        }
+        proxy.tend().unwrap();
+        assert_eq!(all(&map).len(), 3, "what is alone may be about to be completed");
+        proxy.tend().unwrap();
+        assert_eq!(all(&map), []);
+    });
+}
+
+/// S18
+#[test]
+fn a_set_too_large_is_reported_and_the_old_one_serves_on() {
+    on_node(|node| {
+        let frontends = [("10.96.0.1:80", CLUSTER_IP)];
+        let mut desired = Desired::from([
+            (web("a"), port(&frontends, &backends(0..3))),
+            (web("b"), port(&[("10.96.0.2:80", CLUSTER_IP)], &backends(3..5))),
+        ]);
+        let mut proxy = node.open();
+        sync(&mut proxy, &desired);
+        let before = kernel(node);
+        let many: Vec<SocketAddr> = (0..=MAX_BACKENDS)
+            .map(|number| SocketAddr::new(IpAddr::from((0x0a80_0000 + number).to_be_bytes()), 8080))
+            .collect();
+        desired.insert(web("a"), port(&frontends, &many));
+        let report = proxy.sync(&desired, &Dirty::All).unwrap();
+        let [(key, reason)] = report.failed.as_slice() else {
+            panic!("{report:?}")
+        };
+        assert_eq!(*key, web("a"));
+        assert!(reason.contains("is full (262144 entries)"), "{reason}");
+        assert_eq!(kernel(node), before);
+        // Tried again without being named.
+        desired.insert(web("a"), port(&frontends, &backends(0..9)));
+        let report = proxy.sync(&desired, &Dirty::Only(BTreeSet::new())).unwrap();
+        assert_eq!((report.changed, report.failed.len()), (1, 0));
+        assert_eq!(in_force(&kernel(node), 1).len(), 9);
     });
 }
 

@@ -214,3 +214,42 @@ fn a_node_port_without_endpoints_refuses_at_once() {
         }
     });
 }
+
+/// S3 S4 S10
+#[test]
+fn an_external_address_without_endpoints_refuses_tcp_at_once_and_serves_when_there_is_one() {
+    on_node(|node| {
+        let hosts = hosts(node);
+        let mut proxy = open(node);
+        // Routed to this node, but not an address of it; the node itself would send it on.
+        hosts.client.run(|| {
+            ip("route add 203.0.113.1 via 198.51.100.1");
+            ip("route add 2001:db8:e::1 via 2001:db8:f::1");
+        });
+        ip("route add default via 198.51.100.7");
+        ip("route add default via 2001:db8:f::7");
+        for (family, frontend, backend) in [
+            (Family::V4, "203.0.113.1:80", "10.244.1.9:8080"),
+            (Family::V6, "[2001:db8:e::1]:80", "[fd10:1::9]:8080"),
+        ] {
+            let name = key("web", Protocol::Tcp, family);
+            let frontends = [(frontend, FrontendKind::ExternalIp)];
+            let address: SocketAddr = frontend.parse().unwrap();
+            sync(
+                &mut proxy,
+                &Desired::from([(name.clone(), port(&frontends, &[]))]),
+            );
+            let connect = move || TcpStream::connect_timeout(&address, PATIENCE).map(drop);
+            for _ in 0..3 {
+                let error = hosts.client.run(connect).unwrap_err();
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+            }
+            let _listener = TcpListener::bind(backend).unwrap();
+            sync(
+                &mut proxy,
+                &Desired::from([(name, port(&frontends, &[backend.parse().unwrap()]))]),
+            );
+            hosts.client.run(connect).unwrap();
+        }
+    });
+}

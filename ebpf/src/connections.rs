@@ -248,6 +248,28 @@ fn taken(key: &ConnectionKey, packet: &Packet) -> bool {
     }
 }
 
+/// What refuses a TCP connection to an address that is not the host's: the node itself, at port 0, where nobody can
+/// listen. Its reset goes back as the frontend's like any reply. `None` where no such answer is to be had: a datagram's
+/// refusal is an ICMP error, which is not translated.
+#[inline(always)]
+pub fn refuser(packet: &Packet) -> Option<Backend> {
+    if packet.protocol == UDP {
+        return None;
+    }
+    let node = NODE.get(0)?;
+    let address = if packet.source.is_v4() {
+        node.node_v4
+    } else {
+        node.node_v6
+    };
+    (!address.is_unspecified()).then_some(Backend {
+        address,
+        port: 0,
+        place: place::THIS_NODE,
+        zero: 0,
+    })
+}
+
 /// The address that stands in for the client: `::` where its own is kept.
 #[inline(always)]
 fn stand_in(packet: &Packet, backend_place: u8) -> Result<Address, Counter> {

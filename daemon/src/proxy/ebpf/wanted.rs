@@ -35,9 +35,11 @@ pub(super) fn frontends(
                 flags |= frontend_flag::HOST_NETNS_ONLY;
             } else if outside {
                 flags |= frontend_flag::EXTERNAL;
-                // An address that may not be the host's own would be routed on, perhaps back and forth: dropped as well.
-                if key.scope == Scope::Local || frontend.kind != FrontendKind::NodePort {
+                if key.scope == Scope::Local {
                     flags |= frontend_flag::DROP_WHEN_EMPTY;
+                }
+                if frontend.kind != FrontendKind::NodePort {
+                    flags |= frontend_flag::FOREIGN;
                 }
             }
             // The node and its pods reach an outside address by all endpoints, even where outside traffic stays local.
