@@ -1,5 +1,7 @@
 //! What the eBPF backend leaves in the kernel, finds there again, and takes away.
 
+#![allow(clippy::unwrap_used, reason = "a test says by failing what went wrong")]
+
 mod ebpf_support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +19,7 @@ use sluice_daemon::proxy::{Dirty, Proxy, Surroundings};
 use sluice_daemon::state::service_port::{Family, FrontendKind, Place, Protocol, Scope, ServicePortKey};
 use sluice_ebpf_types::{
     Address, Backend, BackendKey, Connection, ConnectionKey, Frontend, FrontendKey, MAX_BACKENDS, MemberKey,
-    Service, direction,
+    Service, direction, frontend_flag,
 };
 
 const CLUSTER_IP: FrontendKind = FrontendKind::ClusterIp;
@@ -55,6 +57,18 @@ fn kernel(node: &Node) -> Kernel {
             .map(|(key, backend)| ((key.service, key.generation, key.slot), backend))
             .collect(),
     };
+    let cluster_ips: BTreeSet<_> = kernel
+        .frontends
+        .iter()
+        .filter(|(_, frontend)| frontend.flags & frontend_flag::CLUSTER_IP != 0)
+        .map(|(key, _)| key.address)
+        .collect();
+    assert_eq!(
+        table::<Address, u32>(node, "addresses_v1")
+            .into_keys()
+            .collect::<BTreeSet<_>>(),
+        cluster_ips
+    );
     // Whatever was done: slots without gaps in the generation in force and no others, every backend a member and no other.
     let slots: BTreeSet<_> = kernel
         .services

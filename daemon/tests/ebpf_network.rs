@@ -2,6 +2,8 @@
 //!
 //! The kernel's own stack routes in between, with a strict reverse-path filter, partial checksums and large segments.
 
+#![allow(clippy::unwrap_used, reason = "a test says by failing what went wrong")]
+
 mod ebpf_support;
 
 use std::fs;

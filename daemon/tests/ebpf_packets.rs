@@ -1,6 +1,8 @@
 //! Services at the device: the attached programs run on crafted packets. Every packet that comes out has its checksums
 //! recomputed and compared.
 
+#![allow(clippy::unwrap_used, reason = "a test says by failing what went wrong")]
+
 mod ebpf_support;
 
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,7 @@
 //! Services at the socket: real sockets in a cgroup and a network namespace of their own.
 
+#![allow(clippy::unwrap_used, reason = "a test says by failing what went wrong")]
+
 mod ebpf_support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -226,6 +228,41 @@ fn without_endpoints_connections_are_refused_at_once() {
             let refused = socket.connect(frontend).unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         }
+    });
+}
+
+/// S10
+#[test]
+fn a_port_of_a_cluster_ip_that_nobody_serves_refuses() {
+    on_node(|node| {
+        addresses();
+        let (_servers, backends) = servers(Server::tcp, ["10.1.0.1:8080"]);
+        let mut desired = Desired::from([
+            (
+                key("web", Protocol::Tcp, Family::V4),
+                port(&[("10.96.0.1:80", CLUSTER_IP)], &backends),
+            ),
+            (
+                key("more", Protocol::Tcp, Family::V4),
+                port(&[("10.96.0.1:81", CLUSTER_IP)], &backends),
+            ),
+        ]);
+        let mut proxy = node.open();
+        for _ in 0..2 {
+            sync(&mut proxy, &desired);
+            let refused = ask_tcp("10.96.0.1:8080").unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            let refused = ask_udp(&socket, "10.96.0.1:80").unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+            assert_eq!(ask_tcp("10.96.0.1:80").unwrap(), backends[0]);
+            desired.remove(&key("more", Protocol::Tcp, Family::V4));
+        }
+        // No Service's any more: whoever has the address now answers.
+        sync(&mut proxy, &Desired::new());
+        ip("addr add 10.96.0.1/32 dev lo");
+        let (_servers, own) = servers(Server::tcp, ["10.96.0.1:8080"]);
+        assert_eq!(ask_tcp("10.96.0.1:8080").unwrap(), own[0]);
     });
 }
 

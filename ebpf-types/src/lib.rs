@@ -16,7 +16,8 @@ pub use service::{
     place,
 };
 
-/// Most entries of `frontends_v1` and of `services_v1`.
+/// Most entries of `frontends_v1`, of `services_v1`, and of `addresses_v1`, whose keys are the ClusterIPs ([`Address`]) and
+/// whose values say nothing (`u32`).
 pub const MAX_FRONTENDS: u32 = 65_536;
 /// Most entries of `backends_v1`, and of `members_v1`.
 pub const MAX_BACKENDS: u32 = 262_144;

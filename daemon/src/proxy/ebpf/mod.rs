@@ -10,6 +10,7 @@
 //! devices/out-DEVICE
 //! ```
 
+mod addresses;
 mod backend_set;
 mod devices;
 mod expiry;

@@ -30,7 +30,7 @@ pub(super) fn frontends(
         .map(|frontend| {
             let outside = frontend.kind != FrontendKind::ClusterIp;
             let loopback = frontend.address.ip().is_loopback();
-            let mut flags = 0;
+            let mut flags = if outside { 0 } else { frontend_flag::CLUSTER_IP };
             if loopback {
                 flags |= frontend_flag::HOST_NETNS_ONLY;
             } else if outside {
@@ -150,7 +150,7 @@ mod tests {
             &Frontend {
                 service: 7,
                 socket_service: 7,
-                flags: 0
+                flags: frontend_flag::CLUSTER_IP
             }
         );
     }
