@@ -309,10 +309,6 @@ fn a_local_services_outside_address_leads_sockets_to_all_endpoints() {
     });
 }
 
-fn link_count() -> usize {
-    aya::programs::loaded_links().filter(|link| link.is_ok()).count()
-}
-
 fn named(name: &str) -> Device {
     Device {
         index: nix::net::if_::if_nametoindex(name).unwrap(),
@@ -389,7 +385,6 @@ fn removing_leaves_nothing_and_may_be_done_again() {
             .iter()
             .map(|name| link(&node.options.pins.join("sockets").join(name)).0)
             .collect();
-        assert!(link_count() >= 10);
         drop(proxy);
         EbpfProxy::remove(&node.options.pins).unwrap();
         assert!(!node.options.pins.exists());

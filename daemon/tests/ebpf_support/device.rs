@@ -42,8 +42,9 @@ fn program(pin: &Path) -> OwnedFd {
         .info()
         .unwrap()
         .program_id();
+    // Programs of other tests come and go meanwhile.
     let program = loaded_programs()
-        .map(Result::unwrap)
+        .filter_map(Result::ok)
         .find(|program| program.id() == id)
         .unwrap();
     program.fd().unwrap().as_fd().try_clone_to_owned().unwrap()

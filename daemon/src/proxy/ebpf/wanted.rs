@@ -140,6 +140,18 @@ mod tests {
         );
     }
 
+    /// S3 S4 S10
+    #[test]
+    fn the_host_is_not_trusted_to_refuse_for_an_address_that_may_not_be_its_own() {
+        let port = port(&[
+            ("203.0.113.1:80", FrontendKind::LoadBalancer),
+            ("203.0.113.2:80", FrontendKind::ExternalIp),
+        ]);
+        let all = frontends(&key(Scope::Cluster), &port, 7, None);
+        let expected = frontend_flag::EXTERNAL | frontend_flag::FOREIGN;
+        assert!(all.values().all(|frontend| frontend.flags == expected));
+    }
+
     /// S7
     #[test]
     fn an_internal_local_service_stays_local() {
