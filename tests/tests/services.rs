@@ -72,8 +72,10 @@ fn spread_named_ports_and_udp(lab: &Lab) {
             // Evenly it would be 20 each.
             assert_eq!(counts.len(), 4, "{counts:?}");
             assert!(counts.values().all(|count| *count >= 4), "{counts:?}");
-            let who = from.ask_udp(address, 80).unwrap();
-            assert!(NAMES.contains(&who.as_str()), "UDP: {who:?}");
+            for connected in [true, false] {
+                let who = from.ask_udp(address, 80, connected).unwrap();
+                assert!(NAMES.contains(&who.as_str()), "UDP: {who:?}");
+            }
         }
         for address in KUBIA {
             // http and https lead to different ports by name.
@@ -187,8 +189,8 @@ fn endpoints_come_and_go_and_none_means_refused() {
     lab.pod_rm("kubia-d").unwrap();
     for address in KUBIA_WEB {
         wait_for_answers(&asker, address, 80, &NAMES[..3]).unwrap();
-        for _ in 0..12 {
-            let who = asker.ask_udp(address, 80).unwrap();
+        for number in 0..12 {
+            let who = asker.ask_udp(address, 80, number % 2 == 0).unwrap();
             assert!(NAMES[..3].contains(&who.as_str()), "UDP: {who:?}");
         }
     }

@@ -1,8 +1,9 @@
-//! A UDP service that answers every datagram with a name, so that who answered is visible.
+//! A UDP service that answers every datagram with a name, so that who answered is visible, and the one who asks it.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Answers on `port` of all addresses until killed.
 ///
@@ -22,4 +23,42 @@ pub fn serve(port: u16, name: &str) -> Result<()> {
             Err(error) => return Err(error).context("receiving"),
         }
     }
+}
+
+/// Asks the service at `host` once and gives the name it answered with.
+///
+/// With `connected` the kernel picks the peer once, at connect(2); without, each sendto(2) names it, and the answer has
+/// to come from the very address that was asked.
+///
+/// # Errors
+/// No answer within two seconds, or one from somewhere else.
+pub fn ask(host: IpAddr, port: u16, connected: bool) -> Result<String> {
+    let any = if host.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let asked = SocketAddr::new(host, port);
+    let socket = UdpSocket::bind(any).context("opening a UDP socket")?;
+    socket
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .context("limiting the wait")?;
+    let mut buffer = [0; 2048];
+    let length = if connected {
+        socket
+            .connect(asked)
+            .with_context(|| format!("connecting to {asked}"))?;
+        socket.send(b"x").with_context(|| format!("sending to {asked}"))?;
+        socket
+            .recv(&mut buffer)
+            .with_context(|| format!("waiting for {asked}"))?
+    } else {
+        socket
+            .send_to(b"x", asked)
+            .with_context(|| format!("sending to {asked}"))?;
+        let (length, sender) = socket
+            .recv_from(&mut buffer)
+            .with_context(|| format!("waiting for {asked}"))?;
+        if sender != asked {
+            bail!("{asked} was asked, {sender} answered");
+        }
+        length
+    };
+    Ok(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
 }
