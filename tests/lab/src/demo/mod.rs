@@ -125,7 +125,7 @@ fn set_up(options: &Options, progress: &Progress) -> Result<Stage> {
     let script = default_script("client");
     let outside = lab.client().spawn(&["busybox", "sh", "-ec", &script])?;
     wait_until("the client serves", Duration::from_secs(10), || {
-        Ok(lab.client().get("localhost", 8080, "")? == "client")
+        Ok(lab.client().get("127.0.0.1", 8080, "")? == "client")
     })?;
     let mut pods = Vec::new();
     for node in lab.nodes() {
