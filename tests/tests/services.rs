@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use sluice_lab::pods::Pod;
+use sluice_lab::udp_name::ABORTED;
 use sluice_lab::{Lab, Node, Options, url, wait_until};
 use sluice_tests::{
     PATIENCE, addresses, answers, kubia_pods, manifest, problems, seen_as, serve_on_client, service_entries,
@@ -72,8 +73,10 @@ fn spread_named_ports_and_udp(lab: &Lab) {
             // Evenly it would be 20 each.
             assert_eq!(counts.len(), 4, "{counts:?}");
             assert!(counts.values().all(|count| *count >= 4), "{counts:?}");
-            let who = from.ask_udp(address, 80).unwrap();
-            assert!(NAMES.contains(&who.as_str()), "UDP: {who:?}");
+            for connected in [true, false] {
+                let who = from.ask_udp(address, 80, connected).unwrap();
+                assert!(NAMES.contains(&who.as_str()), "UDP: {who:?}");
+            }
         }
         for address in KUBIA {
             // http and https lead to different ports by name.
@@ -165,7 +168,7 @@ fn from_outside_by_any_node_and_without_selectors() {
     }
 }
 
-/// S9 S10 S13
+/// S10
 #[test]
 fn endpoints_come_and_go_and_none_means_refused() {
     let (lab, _) = kubia_lab();
@@ -187,8 +190,8 @@ fn endpoints_come_and_go_and_none_means_refused() {
     lab.pod_rm("kubia-d").unwrap();
     for address in KUBIA_WEB {
         wait_for_answers(&asker, address, 80, &NAMES[..3]).unwrap();
-        for _ in 0..12 {
-            let who = asker.ask_udp(address, 80).unwrap();
+        for number in 0..12 {
+            let who = asker.ask_udp(address, 80, number % 2 == 0).unwrap();
             assert!(NAMES[..3].contains(&who.as_str()), "UDP: {who:?}");
         }
     }
@@ -211,6 +214,65 @@ fn endpoints_come_and_go_and_none_means_refused() {
         Ok(asker.get(KUBIA_WEB[0], 80, "").is_err())
     })
     .unwrap();
+}
+
+/// S13: sockets of the node's own; those of pods are not told yet.
+#[test]
+fn no_udp_client_stays_with_a_pod_that_is_gone_and_no_other_is_disturbed() {
+    let (lab, _) = kubia_lab();
+    let asker = lab.node("node3");
+    // Enough of them that with near certainty two are with different pods.
+    let keepers: Vec<(usize, &str)> = KUBIA_WEB
+        .into_iter()
+        .flat_map(|address| (0..8).map(move |number| (number, address)))
+        .collect();
+    let file =
+        |(number, address): &(usize, &str)| format!("/run/keeper-{number}-{}", address.replace(':', "-"));
+    let said = |keeper: &(usize, &str)| -> anyhow::Result<Vec<String>> {
+        let text = asker.run(&["cat", &file(keeper)])?;
+        Ok(text.lines().map(str::to_owned).collect())
+    };
+    let running: Vec<_> = keepers
+        .iter()
+        .map(|keeper| {
+            let script = format!("exec sluice-lab udp-keep {} 80 > {}", keeper.1, file(keeper));
+            asker.spawn(&["busybox", "sh", "-c", &script]).unwrap()
+        })
+        .collect();
+    wait_until("all have answers", PATIENCE, || {
+        Ok(keepers
+            .iter()
+            .all(|keeper| said(keeper).is_ok_and(|lines| lines.len() > 3)))
+    })
+    .unwrap();
+    let first: Vec<String> = keepers
+        .iter()
+        .map(|keeper| said(keeper).unwrap()[0].clone())
+        .collect();
+    let gone = first[0].clone();
+    assert!(first.iter().any(|name| *name != gone), "all are with {gone}");
+
+    lab.pod_rm(&gone).unwrap();
+    for (keeper, first) in keepers.iter().zip(&first) {
+        if *first == gone {
+            wait_until("who was with it is told and goes elsewhere", PATIENCE, || {
+                let lines = said(keeper)?;
+                let last = lines.last().map_or("", String::as_str);
+                Ok(lines.iter().any(|line| line == ABORTED) && NAMES.contains(&last) && last != gone)
+            })
+            .unwrap();
+        }
+    }
+    for (keeper, first) in keepers.iter().zip(&first) {
+        if *first != gone {
+            let lines = said(keeper).unwrap();
+            assert!(
+                lines.iter().all(|line| line == first),
+                "was with {first}: {lines:?}"
+            );
+        }
+    }
+    drop(running);
 }
 
 /// D4 D5

@@ -88,6 +88,15 @@ enum Verb {
     #[command(hide = true)]
     UdpName { port: u16, name: String },
     #[command(hide = true)]
+    UdpKeep { host: std::net::IpAddr, port: u16 },
+    #[command(hide = true)]
+    UdpAsk {
+        #[arg(long)]
+        connected: bool,
+        host: std::net::IpAddr,
+        port: u16,
+    },
+    #[command(hide = true)]
     CniAdd {
         pod: String,
         container_id: String,
@@ -250,6 +259,12 @@ fn run(verb: Verb) -> Result<i32> {
         Verb::NodePid1 { spec } => init::second_stage(&spec)?,
         Verb::Supervise { command } => supervise::supervise(&command)?,
         Verb::UdpName { port, name } => udp_name::serve(port, &name)?,
+        Verb::UdpKeep { host, port } => udp_name::keep(host, port)?,
+        Verb::UdpAsk {
+            connected,
+            host,
+            port,
+        } => println!("{}", udp_name::ask(host, port, connected)?),
         Verb::CniAdd {
             pod,
             container_id,

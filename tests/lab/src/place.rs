@@ -90,14 +90,17 @@ impl<'lab> Node<'lab> {
         Ok(body.trim().to_owned())
     }
 
-    /// Sends a datagram and gives the answer without its line end; empty if none comes within two seconds.
+    /// Asks a UDP service who it is, over a connected socket or one that is not.
     ///
     /// # Errors
-    /// The command cannot be run.
-    pub fn ask_udp(&self, host: &str, port: u16) -> Result<String> {
-        let script = format!("echo x | busybox timeout 2 busybox nc -u -w 1 {host} {port}");
-        let output = self.exec(&["busybox", "sh", "-c", &script])?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    /// No answer, or one from an address that was not asked.
+    pub fn ask_udp(&self, address: &str, port: u16, connected: bool) -> Result<String> {
+        let port = port.to_string();
+        let mut command = vec!["sluice-lab", "udp-ask", address, &port];
+        if connected {
+            command.push("--connected");
+        }
+        Ok(self.run(&command)?.trim().to_owned())
     }
 
     /// The processes of this place as the machine numbers them.

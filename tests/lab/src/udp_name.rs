@@ -1,8 +1,11 @@
-//! A UDP service that answers every datagram with a name, so that who answered is visible.
+//! A UDP service that answers every datagram with a name, so that who answered is visible, and the one who asks it.
 
-use std::net::UdpSocket;
+use std::io::{ErrorKind, Write, stdout};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::thread::sleep;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// Answers on `port` of all addresses until killed.
 ///
@@ -21,5 +24,86 @@ pub fn serve(port: u16, name: &str) -> Result<()> {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}
             Err(error) => return Err(error).context("receiving"),
         }
+    }
+}
+
+/// Asks the service at `host` once and gives the name it answered with.
+///
+/// With `connected` the kernel picks the peer once, at connect(2); without, each sendto(2) names it, and the answer has
+/// to come from the very address that was asked.
+///
+/// # Errors
+/// No answer within two seconds, or one from somewhere else.
+pub fn ask(host: IpAddr, port: u16, connected: bool) -> Result<String> {
+    let any = if host.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let asked = SocketAddr::new(host, port);
+    let socket = UdpSocket::bind(any).context("opening a UDP socket")?;
+    socket
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .context("limiting the wait")?;
+    let mut buffer = [0; 2048];
+    let length = if connected {
+        socket
+            .connect(asked)
+            .with_context(|| format!("connecting to {asked}"))?;
+        socket.send(b"x").with_context(|| format!("sending to {asked}"))?;
+        socket
+            .recv(&mut buffer)
+            .with_context(|| format!("waiting for {asked}"))?
+    } else {
+        socket
+            .send_to(b"x", asked)
+            .with_context(|| format!("sending to {asked}"))?;
+        let (length, sender) = socket
+            .recv_from(&mut buffer)
+            .with_context(|| format!("waiting for {asked}"))?;
+        if sender != asked {
+            bail!("{asked} was asked, {sender} answered");
+        }
+        length
+    };
+    Ok(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
+}
+
+/// What [`keep`] prints when the kernel told its socket that it leads nowhere any more.
+pub const ABORTED: &str = "aborted";
+
+/// Asks again and again over one connected socket, as a resolver that lives long does, and prints every answer, until
+/// killed. Only when the kernel aborts the socket is another one made; silence and refusals are sat through.
+///
+/// # Errors
+/// The socket fails in another way.
+pub fn keep(host: IpAddr, port: u16) -> Result<()> {
+    let asked = SocketAddr::new(host, port);
+    let any = if host.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let mut buffer = [0; 2048];
+    loop {
+        let socket = UdpSocket::bind(any).context("opening a UDP socket")?;
+        socket
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .context("limiting the wait")?;
+        socket
+            .connect(asked)
+            .with_context(|| format!("connecting to {asked}"))?;
+        loop {
+            let answer = socket.send(b"x").and_then(|_| socket.recv(&mut buffer));
+            match answer {
+                Ok(length) => print!("{}", String::from_utf8_lossy(&buffer[..length])),
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => break,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock
+                            | ErrorKind::TimedOut
+                            | ErrorKind::ConnectionRefused
+                            | ErrorKind::HostUnreachable
+                    ) => {}
+                Err(error) => return Err(error).with_context(|| format!("asking {asked}")),
+            }
+            stdout().flush().context("printing")?;
+            sleep(Duration::from_millis(20));
+        }
+        println!("{ABORTED}");
+        sleep(Duration::from_millis(20));
     }
 }
