@@ -16,8 +16,8 @@ pub fn del(attachment: &Attachment, config: &Config) -> Result<(), Failure> {
     remove_device(attachment)?;
     if let Some(store) = Store::open_existing(&config.ipam_directory, DEFAULT_REST) {
         store.free(attachment)?;
-        // An ADD killed by nobody may have been between the two: it will find its claim gone, but if it was just past
-        // looking, the device is here by now.
+        // An ADD of the same pod at this very moment either finds its claim gone and undoes itself, or was just past
+        // looking: then its device is here by now.
         remove_device(attachment)?;
     }
     Ok(())
