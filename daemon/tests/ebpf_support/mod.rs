@@ -9,6 +9,7 @@
 pub mod device;
 pub mod neighbour;
 pub mod packet;
+pub mod server;
 
 use std::collections::BTreeMap;
 use std::fs;
