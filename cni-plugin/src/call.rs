@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::io::Read;
 
 use serde_json::Value;
+use sluice_ipam::Attachment;
 
 use crate::config::Config;
 use crate::error::{Code, Failure};
@@ -14,7 +15,7 @@ use crate::verbs::{add, check, del, gc, status};
 use crate::version::Version;
 
 /// What the process must show.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Answer {
     /// Goes to stdout.
     pub stdout: Option<Value>,
@@ -22,6 +23,18 @@ pub struct Answer {
     pub log: Option<String>,
     /// Whether the exit code is 0.
     pub success: bool,
+    /// What an ADD made, should nobody be there to read its result.
+    made: Option<(Attachment, Config)>,
+}
+
+impl Answer {
+    /// Takes back what the call made, when its answer could not be told: the runtime then knows of no pod.
+    pub fn take_back(self) {
+        if let Some((attachment, config)) = self.made {
+            // Failing leaves what DEL and GC find.
+            let _ = del::del(&attachment, &config);
+        }
+    }
 }
 
 /// Carries out the call that `variable` (the environment) and `stdin` describe.
@@ -39,7 +52,16 @@ pub fn run(variable: impl Fn(&str) -> Option<OsString>, stdin: impl Read) -> Ans
         Err((version, failure)) => return failed(&failure, version.unwrap_or(Version::NEWEST)),
     };
     match carry_out(&invocation, &config) {
-        Ok(stdout) => succeeded(stdout),
+        Ok(stdout) => {
+            let made = match invocation {
+                Invocation::Add(target) => Some((target.attachment, config)),
+                _ => None,
+            };
+            Answer {
+                made,
+                ..succeeded(stdout)
+            }
+        }
         Err(failure) => failed(&failure, config.version),
     }
 }
@@ -78,26 +100,29 @@ fn usage() -> Answer {
         ": called by container runtimes with CNI_COMMAND in the environment and a network config on stdin"
     );
     Answer {
-        stdout: None,
         log: Some(line.to_owned()),
-        success: false,
+        ..Answer::default()
     }
 }
 
 fn succeeded(stdout: Option<Value>) -> Answer {
     Answer {
         stdout,
-        log: None,
         success: true,
+        ..Answer::default()
     }
 }
 
 fn failed(failure: &Failure, version: Version) -> Answer {
     // One line whatever the parts hold: a log is read by line.
-    let line: String = failure.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line: String = failure
+        .to_string()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
     Answer {
         stdout: Some(failure.to_json(version.as_str())),
         log: Some(format!("{line} (code {})", failure.code as u32)),
-        success: false,
+        ..Answer::default()
     }
 }

@@ -58,7 +58,9 @@ pub fn collect(
             match freed {
                 Ok((removed, _)) => {
                     let with = if removed { " and its device" } else { "" };
-                    collected.done.push(format!("{attachment}: freed {:?}{with}", allocation.addresses));
+                    collected
+                        .done
+                        .push(format!("{attachment}: freed {:?}{with}", allocation.addresses));
                 }
                 Err(failure) => {
                     known.insert(device);
@@ -80,7 +82,9 @@ pub fn collect(
         };
         if !device_live(&attachment) {
             match remove_with(&mut host, &link.name, &link.alias) {
-                Ok(_) => collected.done.push(format!("{attachment}: removed its device {}", link.name)),
+                Ok(_) => collected
+                    .done
+                    .push(format!("{attachment}: removed its device {}", link.name)),
                 Err(failure) => collected.errors.push(format!("{attachment}: {failure}")),
             }
         }

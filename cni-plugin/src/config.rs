@@ -57,13 +57,16 @@ impl Config {
         let read = input.take(MAX_BYTES + 1).read_to_end(&mut bytes);
         read.map_err(|error| undecodable(format!("reading the network config from stdin: {error}")))?;
         if bytes.len() as u64 > MAX_BYTES {
-            return Err(undecodable(format!("the network config on stdin is larger than {MAX_BYTES} bytes")));
+            return Err(undecodable(format!(
+                "the network config on stdin is larger than {MAX_BYTES} bytes"
+            )));
         }
         if bytes.trim_ascii().is_empty() {
             return Err(undecodable("there is no network config on stdin".to_owned()));
         }
-        let keys = serde_json::from_slice::<Map<String, Value>>(&bytes)
-            .map_err(|error| undecodable(format!("the network config on stdin is no JSON object: {error}")))?;
+        let keys = serde_json::from_slice::<Map<String, Value>>(&bytes).map_err(|error| {
+            undecodable(format!("the network config on stdin is no JSON object: {error}"))
+        })?;
         let version = match keys.get("cniVersion") {
             // The specification's first version had no such key.
             None => Some(Version::V0_1_0),
@@ -163,14 +166,22 @@ impl Config {
         let annotations = object(key, runtime.get(key))?;
 
         let mut wishes = Wishes::default();
-        let lists = [("runtimeConfig.ips", runtime.get("ips")), ("args.cni.ips", args.get("ips"))];
+        let lists = [
+            ("runtimeConfig.ips", runtime.get("ips")),
+            ("args.cni.ips", args.get("ips")),
+        ];
         let annotated = annotations.get(IPS_ANNOTATION);
-        if let Some((key, list)) = lists.into_iter().find_map(|(key, list)| Some((key, list.filter(some)?))) {
+        if let Some((key, list)) = lists
+            .into_iter()
+            .find_map(|(key, list)| Some((key, list.filter(some)?)))
+        {
             let Value::Array(list) = list else {
                 return Err(wrong(key, list, "must be a list of addresses"));
             };
             for item in list {
-                let text = item.as_str().ok_or_else(|| wrong(key, item, "must be an address"))?;
+                let text = item
+                    .as_str()
+                    .ok_or_else(|| wrong(key, item, "must be an address"))?;
                 wishes.addresses.push(address(key, text)?);
             }
         } else if let Some(Value::String(list)) = annotated {
@@ -178,10 +189,20 @@ impl Config {
                 wishes.addresses.push(address(IPS_ANNOTATION, text)?);
             }
         }
-        let macs = [("runtimeConfig.mac", runtime.get("mac")), ("args.cni.mac", args.get("mac"))];
-        if let Some((key, value)) = macs.into_iter().find_map(|(key, mac)| Some((key, mac.filter(some)?))) {
-            let text = value.as_str().ok_or_else(|| wrong(key, value, "must be a MAC address"))?;
-            let mac = text.parse().map_err(|why: String| Failure::new(Code::Config, format!("{key}: {why}")))?;
+        let macs = [
+            ("runtimeConfig.mac", runtime.get("mac")),
+            ("args.cni.mac", args.get("mac")),
+        ];
+        if let Some((key, value)) = macs
+            .into_iter()
+            .find_map(|(key, mac)| Some((key, mac.filter(some)?)))
+        {
+            let text = value
+                .as_str()
+                .ok_or_else(|| wrong(key, value, "must be a MAC address"))?;
+            let mac = text
+                .parse()
+                .map_err(|why: String| Failure::new(Code::Config, format!("{key}: {why}")))?;
             wishes.mac = Some(mac);
         }
         Ok(wishes)

@@ -93,3 +93,48 @@ impl Invocation {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Option<Invocation>, Failure> {
+        Invocation::read(|name| {
+            variables
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).into())
+        })
+    }
+
+    // C15
+    #[test]
+    fn empty_counts_as_not_set_where_it_does_not_apply() {
+        let mut variables =
+            ["CONTAINERID", "NETNS", "IFNAME", "ARGS", "PATH"].map(|name| format!("CNI_{name}"));
+        variables.sort();
+        for (verb, expected) in [
+            ("GC", Invocation::Gc),
+            ("STATUS", Invocation::Status),
+            ("VERSION", Invocation::Version),
+        ] {
+            let mut all: Vec<_> = variables.iter().map(|name| (name.as_str(), "")).collect();
+            all.push(("CNI_COMMAND", verb));
+            assert_eq!(read(&all), Ok(Some(expected)));
+        }
+        assert_eq!(read(&[("CNI_COMMAND", "")]), Ok(None));
+        assert_eq!(read(&[]), Ok(None));
+    }
+
+    // C12
+    #[test]
+    fn what_is_no_text_is_refused() {
+        let failure = Invocation::read(|name| match name {
+            "CNI_COMMAND" => Some("ADD".into()),
+            _ => Some(OsString::from_vec(vec![0xff])),
+        });
+        assert_eq!(failure.unwrap_err().message, "CNI_CONTAINERID: is not UTF-8");
+    }
+}

@@ -34,7 +34,8 @@ impl Mac {
     }
 
     fn derived(end: &str, attachment: &Attachment) -> Self {
-        let [a, b, c, d, e, f, ..] = hash(&[end, attachment.container_id(), attachment.ifname()]).to_be_bytes();
+        let [a, b, c, d, e, f, ..] =
+            hash(&[end, attachment.container_id(), attachment.ifname()]).to_be_bytes();
         // Locally administered, for one station.
         Self([a & 0xfc | 0x02, b, c, d, e, f])
     }
@@ -81,7 +82,10 @@ pub fn host_device(attachment: &Attachment) -> String {
 /// Whether a device of this name is the host's end of some pod.
 pub fn is_host_device(name: &str) -> bool {
     name.strip_prefix(DEVICE_PREFIX).is_some_and(|rest| {
-        rest.len() == 9 && rest.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+        rest.len() == 9
+            && rest
+                .bytes()
+                .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
     })
 }
 
@@ -97,4 +101,78 @@ fn hash(parts: &[&str]) -> u64 {
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     hash ^ (hash >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn attachment(id: &str) -> Attachment {
+        Attachment::new(id, "eth0").unwrap()
+    }
+
+    // C6
+    #[test]
+    fn names_and_macs_never_change_between_releases() {
+        let pod = attachment("0123456789abcdef");
+        assert_eq!(host_device(&pod), "sluiceca5e2e289");
+        assert_eq!(Mac::of_host_end(&pod).to_string(), "5e:04:41:0b:82:93");
+        assert_eq!(Mac::of_pod_end(&pod).to_string(), "de:3d:6e:01:69:79");
+    }
+
+    // C6 C12
+    #[test]
+    fn names_are_devices_and_differ() {
+        let mut names = BTreeSet::new();
+        for number in 0..20_000 {
+            let name = host_device(&attachment(&format!("pod{number}")));
+            assert!(name.len() <= 15 && is_host_device(&name), "{name}");
+            names.insert(name);
+        }
+        assert_eq!(names.len(), 20_000);
+        let other = Attachment::new("pod0", "eth1").unwrap();
+        assert_ne!(host_device(&other), host_device(&attachment("pod0")));
+        for foreign in [
+            "sluice-vxlan",
+            "sluice0",
+            "sluice01234567g",
+            "sluice0123456789",
+            "veth012345678",
+        ] {
+            assert!(!is_host_device(foreign), "{foreign}");
+        }
+    }
+
+    // C4
+    #[test]
+    fn macs_are_local_unicast_and_the_two_ends_differ() {
+        for number in 0..1_000 {
+            let pod = attachment(&format!("pod{number}"));
+            let (host, inside) = (Mac::of_host_end(&pod), Mac::of_pod_end(&pod));
+            assert_ne!(host, inside);
+            assert!(host.bytes()[0] & 3 == 2 && inside.bytes()[0] & 3 == 2);
+            assert_eq!(host.to_string().parse(), Ok(host));
+        }
+    }
+
+    // C10
+    #[test]
+    fn only_macs_of_a_station_are_read() {
+        assert!("C2-11-22-33-44-FF".parse::<Mac>().is_ok());
+        for wrong in [
+            "",
+            "c2:11:22:33:44",
+            "c2:11:22:33:44:55:66",
+            "c2:11:22:33:44:5",
+            "c2:11:22:33:44:+5",
+            "c2:11:22:33:44:gg",
+            "00:00:00:00:00:00",
+            "ff:ff:ff:ff:ff:ff",
+            "01:00:5e:00:00:01",
+        ] {
+            assert!(wrong.parse::<Mac>().is_err(), "{wrong}");
+        }
+    }
 }

@@ -7,8 +7,8 @@ use std::fmt;
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -147,8 +147,14 @@ impl Netlink {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
-        let doing = |position: usize| requests.get(position).map_or("", |request| request.doing.as_str());
-        self.socket.send(&bytes, 0).map_err(|source| failed(0, doing(0), source))?;
+        let doing = |position: usize| {
+            requests
+                .get(position)
+                .map_or("", |request| request.doing.as_str())
+        };
+        self.socket
+            .send(&bytes, 0)
+            .map_err(|source| failed(0, doing(0), source))?;
         self.read_answers(requests, first)
     }
 
@@ -168,9 +174,15 @@ impl Netlink {
             while !rest.is_empty() {
                 let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
                 let message = parsed.map_err(|error| {
-                    failed(0, "reading the kernel's answer", io::Error::other(error.to_string()))
+                    failed(
+                        0,
+                        "reading the kernel's answer",
+                        io::Error::other(error.to_string()),
+                    )
                 })?;
-                let length = (message.header.length as usize).next_multiple_of(4).clamp(1, rest.len());
+                let length = (message.header.length as usize)
+                    .next_multiple_of(4)
+                    .clamp(1, rest.len());
                 rest = &rest[length..];
                 let position = message.header.sequence_number.wrapping_sub(first) as usize;
                 // An answer to an earlier batch that ended with an error.
@@ -227,4 +239,25 @@ fn hint(payload: &[u8], flags: u16) -> String {
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
     String::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // C2
+    #[test]
+    fn the_kernels_words_are_found_and_cut_messages_do_no_harm() {
+        let mut payload = vec![0; 16];
+        // An offset attribute (type 2) first, then the message (type 1), padded.
+        payload.extend([8, 0, 2, 0, 1, 2, 3, 4]);
+        payload.extend([4 + 6, 0, 1, 0]);
+        payload.extend(b"wrong\0\0\0");
+        assert_eq!(hint(&payload, NLM_F_ACK_TLVS), "wrong");
+        assert_eq!(hint(&payload, 0), "");
+        for length in 0..payload.len() {
+            let _ = hint(&payload[..length], NLM_F_ACK_TLVS);
+        }
+        assert_eq!(hint(&[&[0; 16][..], &[0, 0, 1, 0]].concat(), NLM_F_ACK_TLVS), "");
+    }
 }

@@ -33,9 +33,10 @@ impl Netns {
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let shown = path.display();
         let file = File::open(path).map_err(|error| match error.kind() {
-            ErrorKind::NotFound | ErrorKind::NotADirectory => {
-                Failure::new(Code::UnknownContainer, format!("CNI_NETNS {shown}: there is no such namespace"))
-            }
+            ErrorKind::NotFound | ErrorKind::NotADirectory => Failure::new(
+                Code::UnknownContainer,
+                format!("CNI_NETNS {shown}: there is no such namespace"),
+            ),
             _ => Failure::new(Code::Io, format!("CNI_NETNS {shown}: {error}")),
         })?;
         if !fstatfs(&file).is_ok_and(|filesystem| filesystem.filesystem_type() == NSFS) {
@@ -92,7 +93,9 @@ pub fn is_gone(path: &str, inode: u64) -> bool {
         Err(error) => matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
         Ok(file) => {
             let namespace = fstatfs(&file).is_ok_and(|filesystem| filesystem.filesystem_type() == NSFS);
-            let same = file.metadata().is_ok_and(|metadata| inode == 0 || metadata.ino() == inode);
+            let same = file
+                .metadata()
+                .is_ok_and(|metadata| inode == 0 || metadata.ino() == inode);
             !(namespace && same)
         }
     }

@@ -5,10 +5,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
 };
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -17,6 +19,9 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use crate::mac::Mac;
 use crate::names::ROUTE_PROTOCOL;
 use crate::netlink::{Kind, Request};
+
+/// The table of routes to the namespace's own addresses (`RT_TABLE_LOCAL`).
+const TABLE_LOCAL: u8 = 255;
 
 /// One end of a pair to be made.
 pub struct End<'a> {
@@ -72,7 +77,11 @@ pub fn get_link(name: &str) -> Request {
 pub fn list_veths() -> Request {
     let mut message = LinkMessage::default();
     message.attributes = vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)])];
-    request("listing veth devices".to_owned(), RouteNetlinkMessage::GetLink(message), Kind::List)
+    request(
+        "listing veth devices".to_owned(),
+        RouteNetlinkMessage::GetLink(message),
+        Kind::List,
+    )
 }
 
 /// Keeps the kernel from giving the device an IPv6 address of its own, whose probing would be noise.
@@ -108,7 +117,11 @@ pub fn set_up(name: &str) -> Request {
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-    request(format!("switching {name} on"), RouteNetlinkMessage::SetLink(message), Kind::Act)
+    request(
+        format!("switching {name} on"),
+        RouteNetlinkMessage::SetLink(message),
+        Kind::Act,
+    )
 }
 
 /// Removes the device at `index`, or else the one called `name`; with one end of a veth pair goes the other.
@@ -120,7 +133,11 @@ pub fn remove_link(name: &str, index: Option<u32>) -> Request {
     }
     Request {
         tolerated: &[libc::ENODEV],
-        ..request(format!("removing {name}"), RouteNetlinkMessage::DelLink(message), Kind::Act)
+        ..request(
+            format!("removing {name}"),
+            RouteNetlinkMessage::DelLink(message),
+            Kind::Act,
+        )
     }
 }
 
@@ -130,7 +147,10 @@ pub fn add_address(device: &str, index: u32, address: IpAddr) -> Request {
     message.header.family = family(address);
     message.header.prefix_len = full_length(address);
     message.header.index = index;
-    message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+    ];
     if address.is_ipv6() {
         // Nobody else can hold it: duplicate detection would only delay the first packet.
         let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
@@ -163,7 +183,9 @@ fn neighbour(index: u32, address: IpAddr) -> NeighbourMessage {
 pub fn add_neighbour(device: &str, index: u32, address: IpAddr, mac: Mac) -> Request {
     let mut message = neighbour(index, address);
     message.header.state = NeighbourState::Permanent;
-    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec()));
+    message
+        .attributes
+        .push(NeighbourAttribute::LinkLayerAddress(mac.bytes().to_vec()));
     let doing = format!("adding the neighbour {address} behind {device}");
     request(doing, RouteNetlinkMessage::NewNeighbour(message), Kind::Put)
 }
@@ -193,8 +215,29 @@ pub fn add_host_route(device: &str, index: u32, address: IpAddr) -> Request {
     let mut message = own_route(address, index);
     message.header.destination_prefix_length = full_length(address);
     message.header.scope = RouteScope::Link;
-    message.attributes.push(RouteAttribute::Destination(address.into()));
-    let doing = format!("adding the route to {address}/{} via {device}", full_length(address));
+    message
+        .attributes
+        .push(RouteAttribute::Destination(address.into()));
+    let doing = format!(
+        "adding the route to {address}/{} via {device}",
+        full_length(address)
+    );
+    request(doing, RouteNetlinkMessage::NewRoute(message), Kind::Create)
+}
+
+/// Has the pod take packets to its IPv6 address from now on. The kernel makes a route like it for every address, but in
+/// a worker of its own that may be late by milliseconds: packets that come before it would be dropped.
+pub fn add_local_route(device: &str, index: u32, address: IpAddr) -> Request {
+    let mut message = own_route(address, index);
+    message.header.destination_prefix_length = full_length(address);
+    message.header.table = TABLE_LOCAL;
+    message.header.kind = RouteType::Local;
+    message
+        .attributes
+        .push(RouteAttribute::Destination(address.into()));
+    // Behind the kernel's own, whose metric is 0: beside it, neither displaces the other.
+    message.attributes.push(RouteAttribute::Priority(1));
+    let doing = format!("having {device} take packets to {address}");
     request(doing, RouteNetlinkMessage::NewRoute(message), Kind::Create)
 }
 
@@ -229,7 +272,11 @@ pub fn get_route(address: IpAddr) -> Request {
 pub fn list_routes(sample: IpAddr) -> Request {
     let mut message = RouteMessage::default();
     message.header.address_family = family(sample);
-    request("listing routes".to_owned(), RouteNetlinkMessage::GetRoute(message), Kind::List)
+    request(
+        "listing routes".to_owned(),
+        RouteNetlinkMessage::GetRoute(message),
+        Kind::List,
+    )
 }
 
 /// The family of `address`, as netlink names it.

@@ -56,7 +56,10 @@ pub fn to_json(plan: &Plan, netns: &str, dns: Option<&Value>, version: Version) 
     let ips = plan.addresses.iter().map(|address| {
         let mut ip = Map::new();
         if version < Version::V1_0_0 {
-            ip.insert("version".to_owned(), json!(if address.is_ipv4() { "4" } else { "6" }));
+            ip.insert(
+                "version".to_owned(),
+                json!(if address.is_ipv4() { "4" } else { "6" }),
+            );
         }
         ip.insert("address".to_owned(), json!(alone(*address)));
         ip.insert("gateway".to_owned(), json!(plan.gateway(*address)));
@@ -104,7 +107,8 @@ impl PrevResult {
     /// # Errors
     /// Code 7, naming the part that is wrong.
     pub fn read(value: &Value) -> Result<Self, Failure> {
-        let wrong = |part: &str| Failure::new(Code::Config, format!("prevResult.{part}: is missing or wrong"));
+        let wrong =
+            |part: &str| Failure::new(Code::Config, format!("prevResult.{part}: is missing or wrong"));
         let list = |key: &str| match value.get(key) {
             None | Some(Value::Null) => Ok(Vec::new()),
             Some(Value::Array(items)) => Ok(items.clone()),
@@ -120,7 +124,10 @@ impl PrevResult {
                 "" => None,
                 mac => Some(mac.parse().map_err(|_| wrong("interfaces[].mac"))?),
             };
-            let mtu = item.get("mtu").and_then(Value::as_u64).and_then(|mtu| u32::try_from(mtu).ok());
+            let mtu = item
+                .get("mtu")
+                .and_then(Value::as_u64)
+                .and_then(|mtu| u32::try_from(mtu).ok());
             result.interfaces.push(Interface {
                 name: text("name").to_owned(),
                 mac,
@@ -129,12 +136,17 @@ impl PrevResult {
             });
         }
         for item in list("ips")? {
-            let address = item.get("address").and_then(Value::as_str).and_then(|text| text.parse().ok());
+            let address = item
+                .get("address")
+                .and_then(Value::as_str)
+                .and_then(|text| text.parse().ok());
             let address: IpNetwork = address.ok_or_else(|| wrong("ips[].address"))?;
             let interface = match item.get("interface") {
                 None | Some(Value::Null) => None,
                 Some(position) => {
-                    let position = position.as_u64().and_then(|position| usize::try_from(position).ok());
+                    let position = position
+                        .as_u64()
+                        .and_then(|position| usize::try_from(position).ok());
                     let within = position.filter(|position| *position < result.interfaces.len());
                     Some(within.ok_or_else(|| wrong("ips[].interface"))?)
                 }
@@ -142,5 +154,59 @@ impl PrevResult {
             result.ips.push((address.ip(), interface));
         }
         Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // C7
+    #[test]
+    fn results_of_other_plugins_too_are_read() {
+        let value = json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [
+                { "name": "cni0", "mac": "c2:00:00:00:00:01" },
+                { "name": "eth0", "mtu": 1400, "sandbox": "/run/netns/a", "socketPath": "/x" },
+            ],
+            "ips": [{ "address": "10.1.0.5/24", "interface": 1 }, { "address": "fd00::5/128" }],
+            "routes": null,
+        });
+        let result = PrevResult::read(&value).unwrap();
+        assert_eq!(result.interfaces[0].mac, "c2:00:00:00:00:01".parse().ok());
+        assert_eq!(
+            (result.interfaces[1].mac, result.interfaces[1].mtu),
+            (None, Some(1400))
+        );
+        assert_eq!(result.ips[0], ("10.1.0.5".parse().unwrap(), Some(1)));
+        assert_eq!(result.ips[1], ("fd00::5".parse().unwrap(), None));
+    }
+
+    // C2 C7
+    #[test]
+    fn what_is_wrong_in_a_result_is_named() {
+        for (value, part) in [
+            (json!({ "interfaces": 1 }), "interfaces"),
+            (json!({ "interfaces": [{}] }), "interfaces[].name"),
+            (
+                json!({ "interfaces": [{ "name": "a", "mac": "x" }] }),
+                "interfaces[].mac",
+            ),
+            (json!({ "ips": [{}] }), "ips[].address"),
+            (json!({ "ips": [{ "address": "10.1.0.5/33" }] }), "ips[].address"),
+            (
+                json!({ "ips": [{ "address": "10.1.0.5/32", "interface": 0 }] }),
+                "ips[].interface",
+            ),
+            (
+                json!({ "ips": [{ "address": "10.1.0.5/32", "interface": -1 }] }),
+                "ips[].interface",
+            ),
+        ] {
+            let failure = PrevResult::read(&value).unwrap_err();
+            assert_eq!(failure.code, Code::Config);
+            assert!(failure.message.contains(part), "{failure}");
+        }
     }
 }

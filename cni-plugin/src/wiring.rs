@@ -61,7 +61,10 @@ impl Plan {
         let v6 = addresses.iter().any(IpAddr::is_ipv6);
         let least = if v6 { LEAST_MTU_V6 } else { LEAST_MTU_V4 };
         if node.mtu < least {
-            let message = format!("the node file's mtu {}: a pod with {addresses:?} needs {least}", node.mtu);
+            let message = format!(
+                "the node file's mtu {}: a pod with {addresses:?} needs {least}",
+                node.mtu
+            );
             return Err(Failure::new(Code::Config, message));
         }
         Ok(Self {
@@ -103,10 +106,12 @@ pub fn make(plan: &Plan, netns: &Netns) -> Result<(), Failure> {
     let wired = wire(plan, index, peer, &mut host, &mut pod);
     drop(inside);
     if let Err(failure) = wired {
-        return Err(match host.batch(&[requests::remove_link(&plan.host_device, Some(index))]) {
-            Ok(_) => failure,
-            Err(error) => failure.with_details(format!("undoing it failed too: {error}")),
-        });
+        return Err(
+            match host.batch(&[requests::remove_link(&plan.host_device, Some(index))]) {
+                Ok(_) => failure,
+                Err(error) => failure.with_details(format!("undoing it failed too: {error}")),
+            },
+        );
     }
     Ok(())
 }
@@ -151,13 +156,20 @@ fn make_pair(plan: &Plan, netns: &Netns, host: &mut Netlink) -> Result<(u32, u32
 /// The rest, once both ends exist. Must run in the pod's namespace, for its sysctls.
 fn wire(plan: &Plan, index: u32, peer: u32, host: &mut Netlink, pod: &mut Netlink) -> Result<(), Failure> {
     let ifname = plan.ifname.as_str();
-    let mut batch = vec![requests::set_up(LOOPBACK), requests::no_own_addresses(ifname), requests::set_up(ifname)];
+    let mut batch = vec![
+        requests::set_up(LOOPBACK),
+        requests::no_own_addresses(ifname),
+        requests::set_up(ifname),
+    ];
     if plan.addresses.iter().any(IpAddr::is_ipv6) {
         allow_v6(ifname)?;
     }
     for address in &plan.addresses {
         let gateway = plan.gateway(*address);
         batch.push(requests::add_address(ifname, peer, *address));
+        if address.is_ipv6() {
+            batch.push(requests::add_local_route(ifname, peer, *address));
+        }
         batch.push(requests::add_neighbour(ifname, peer, gateway, plan.host_mac));
         batch.push(requests::add_default_route(ifname, peer, gateway));
     }
@@ -182,7 +194,8 @@ fn allow_v6(ifname: &str) -> Result<(), Failure> {
     match fs::read(&path) {
         Ok(value) if value.trim_ascii() == b"0" => Ok(()),
         Ok(_) => {
-            let failed = |error| Failure::new(Code::Io, format!("{path} in the pod: switching IPv6 on: {error}"));
+            let failed =
+                |error| Failure::new(Code::Io, format!("{path} in the pod: switching IPv6 on: {error}"));
             fs::write(&path, "0").map_err(failed)
         }
         // No /proc, or no IPv6: giving the address will say what it comes to.
@@ -192,7 +205,10 @@ fn allow_v6(ifname: &str) -> Result<(), Failure> {
 
 fn explain(plan: &Plan, error: NetlinkError) -> Failure {
     if error.is(libc::EEXIST) {
-        let message = format!("CNI_IFNAME {}: a device of that name is in the pod already", plan.ifname);
+        let message = format!(
+            "CNI_IFNAME {}: a device of that name is in the pod already",
+            plan.ifname
+        );
         return Failure::new(Code::Environment, message).with_details(error.to_string());
     }
     error.into()
@@ -212,7 +228,10 @@ pub(crate) fn remove_with(host: &mut Netlink, name: &str, alias: &str) -> Result
         return Ok(false);
     };
     if !link.alias.is_empty() && link.alias != alias {
-        let message = format!("the device {name} serves {:?}, not {alias}: left alone", link.alias);
+        let message = format!(
+            "the device {name} serves {:?}, not {alias}: left alone",
+            link.alias
+        );
         return Err(Failure::new(Code::Kernel, message));
     }
     host.batch(&[requests::remove_link(name, Some(link.index))])?;

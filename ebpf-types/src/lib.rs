@@ -16,7 +16,8 @@ pub use service::{
     place,
 };
 
-/// Most entries of `frontends_v1` and of `services_v1`.
+/// Most entries of `frontends_v1`, of `services_v1`, and of `addresses_v1`, whose keys are the ClusterIPs ([`Address`]) and
+/// whose values say nothing (`u32`).
 pub const MAX_FRONTENDS: u32 = 65_536;
 /// Most entries of `backends_v1`, and of `members_v1`.
 pub const MAX_BACKENDS: u32 = 262_144;
@@ -123,6 +124,8 @@ pub enum Counter {
     DeviceConnections,
     /// First packets from outside left to the host's own stack, which refuses them: their Service has no backend.
     DeviceRefused,
+    /// First packets from outside dropped: their Service has no backend, and the host would not refuse them.
+    DroppedNoBackend,
     /// First packets from outside dropped: their Service wants local backends alone and has none.
     DroppedNoLocal,
     /// First packets from outside dropped: no way to tell their connection from another one was left.
@@ -139,11 +142,12 @@ pub enum Counter {
 
 impl Counter {
     /// All of them, in the order of their index, with the name each has in metrics.
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::SocketConnections, "socket_connections"),
         (Self::SocketRefused, "socket_refused"),
         (Self::DeviceConnections, "device_connections"),
         (Self::DeviceRefused, "device_refused"),
+        (Self::DroppedNoBackend, "dropped_no_backend"),
         (Self::DroppedNoLocal, "dropped_no_local"),
         (Self::DroppedNoPort, "dropped_no_port"),
         (Self::DroppedNoAddress, "dropped_no_address"),

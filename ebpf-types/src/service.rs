@@ -40,6 +40,10 @@ pub mod frontend_flag {
     /// Packets from outside are dropped, not refused, while there is no backend: local backends alone are wanted, and
     /// whoever balances in front of the node will try another.
     pub const DROP_WHEN_EMPTY: u32 = 4;
+    /// The address need not be the host's own: packets for it, left to the host's stack, would be routed on.
+    pub const FOREIGN: u32 = 8;
+    /// The address is a ClusterIP, and so is in `addresses_v1`.
+    pub const CLUSTER_IP: u32 = 16;
 }
 
 /// Value of `services_v1`, whose key is the set's id (`u32`, never 0).

@@ -14,7 +14,7 @@ use crate::packet::{FIN, Packet, RST, SYN};
 /// so neither takes the other's.
 const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 32768 - FIRST_PORT;
-const TRIES: u32 = 16;
+const TRIES: u32 = 8;
 const SECOND: u64 = 1_000_000_000;
 
 /// The entry for `key`. Valid while the program runs; written to by several CPUs, each field at once.
@@ -246,6 +246,28 @@ fn taken(key: &ConnectionKey, packet: &Packet) -> bool {
         }
         None => false,
     }
+}
+
+/// What refuses a TCP connection to an address that is not the host's: the node itself, at port 0, where nobody can
+/// listen. Its reset goes back as the frontend's like any reply. `None` where no such answer is to be had: a datagram's
+/// refusal is an ICMP error, which is not translated.
+#[inline(always)]
+pub fn refuser(packet: &Packet) -> Option<Backend> {
+    if packet.protocol == UDP {
+        return None;
+    }
+    let node = NODE.get(0)?;
+    let address = if packet.source.is_v4() {
+        node.node_v4
+    } else {
+        node.node_v6
+    };
+    (!address.is_unspecified()).then_some(Backend {
+        address,
+        port: 0,
+        place: place::THIS_NODE,
+        zero: 0,
+    })
 }
 
 /// The address that stands in for the client: `::` where its own is kept.

@@ -10,7 +10,9 @@ use aya_ebpf::programs::TcContext;
 use sluice_ebpf_types::{Counter, direction, frontend_flag, role};
 
 use crate::balance::choose;
-use crate::connections::{create, find, frontend_key, note_client, note_reply, remove, stale, touch};
+use crate::connections::{
+    create, find, frontend_key, note_client, note_reply, refuser, remove, stale, touch,
+};
 use crate::counters::count;
 use crate::maps::FRONTENDS;
 use crate::packet::Packet;
@@ -67,18 +69,23 @@ fn incoming<const L3: u32>(ctx: &TcContext) -> i32 {
     if flags & frontend_flag::EXTERNAL == 0 {
         return NEXT;
     }
-    let Some(backend) = choose(service, || packet.source) else {
-        if flags & frontend_flag::DROP_WHEN_EMPTY != 0 {
-            return drop_as(Counter::DroppedNoLocal);
+    let (backend, counter) = match choose(service, || packet.source) {
+        Some(backend) => (backend, Counter::DeviceConnections),
+        None if flags & frontend_flag::DROP_WHEN_EMPTY != 0 => return drop_as(Counter::DroppedNoLocal),
+        None if flags & frontend_flag::FOREIGN != 0 => match refuser(&packet) {
+            Some(backend) => (backend, Counter::DeviceRefused),
+            None => return drop_as(Counter::DroppedNoBackend),
+        },
+        None => {
+            // Nothing listens on that port of the node: its own stack answers with a reset, or port unreachable, at once.
+            count(Counter::DeviceRefused);
+            return NEXT;
         }
-        // Nothing listens on that port of the node: its own stack answers with a reset, or port unreachable, at once.
-        count(Counter::DeviceRefused);
-        return NEXT;
     };
-    if let Err(counter) = create(&packet, service, &backend) {
-        return drop_as(counter);
+    if let Err(reason) = create(&packet, service, &backend) {
+        return drop_as(reason);
     }
-    count(Counter::DeviceConnections);
+    count(counter);
     // What was entered may be another CPU's choice.
     match find(&key) {
         Some(entry) => done(packet.set_destination(ctx, &entry.address, entry.port)),

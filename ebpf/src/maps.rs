@@ -1,17 +1,20 @@
-//! The pinned maps. Who writes which: frontends, services, backends, members and node are the daemon's; the rest is
+//! The pinned maps. Who writes which: frontends, addresses, services, backends, members and node are the daemon's; the rest is
 //! written here and expired by the daemon.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use sluice_ebpf_types::{
-    Affinity, AffinityKey, Backend, BackendKey, Choice, ChoiceKey, Connection, ConnectionKey, Counter,
-    Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_FRONTENDS, MAX_REMEMBERED, MemberKey, Node,
-    Peer, PeerKey, Service,
+    Address, Affinity, AffinityKey, Backend, BackendKey, Choice, ChoiceKey, Connection, ConnectionKey,
+    Counter, Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_FRONTENDS, MAX_REMEMBERED, MemberKey,
+    Node, Peer, PeerKey, Service,
 };
 
 #[map(name = "frontends_v1")]
 pub static FRONTENDS: HashMap<FrontendKey, Frontend> = HashMap::pinned(MAX_FRONTENDS, BPF_F_NO_PREALLOC);
+
+#[map(name = "addresses_v1")]
+pub static ADDRESSES: HashMap<Address, u32> = HashMap::pinned(MAX_FRONTENDS, BPF_F_NO_PREALLOC);
 
 #[map(name = "services_v1")]
 pub static SERVICES: HashMap<u32, Service> = HashMap::pinned(MAX_FRONTENDS, BPF_F_NO_PREALLOC);

@@ -8,12 +8,12 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use sluice_ebpf_types::{
-    Address, Backend, Choice, ChoiceKey, Counter, Frontend, FrontendKey, Peer, PeerKey, frontend_flag,
+    Address, Backend, Choice, ChoiceKey, Counter, Frontend, FrontendKey, Peer, PeerKey, TCP, frontend_flag,
 };
 
 use crate::balance::{choose, member};
 use crate::counters::count;
-use crate::maps::{FRONTENDS, NODE, SOCKET_CHOICES, SOCKET_PEERS};
+use crate::maps::{ADDRESSES, FRONTENDS, NODE, SOCKET_CHOICES, SOCKET_PEERS};
 
 const REFUSE: i32 = 0;
 const ALLOW: i32 = 1;
@@ -110,6 +110,12 @@ fn frontend(ctx: *mut bpf_sock_addr, key: &FrontendKey) -> Option<Frontend> {
     Some(found)
 }
 
+/// Whether the address belongs to a Service: at a port nobody serves there is nothing behind it.
+#[inline(always)]
+fn is_cluster_ip(address: &Address) -> bool {
+    ADDRESSES.get_ptr(address).is_some()
+}
+
 #[inline(always)]
 fn frontend_key<F: Family>(ctx: *mut bpf_sock_addr) -> FrontendKey {
     FrontendKey {
@@ -158,7 +164,12 @@ fn redirect<F: Family>(
 fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let named = frontend_key::<F>(ctx);
     let Some(found) = frontend(ctx, &named) else {
-        return ALLOW;
+        // A UDP socket is connected for other ends than to send as well: ping(8) learns its own address so.
+        return if named.protocol == TCP && is_cluster_ip(&named.address) {
+            refuse()
+        } else {
+            ALLOW
+        };
     };
     let Some(backend) = choose(found.socket_service, || Address::netns(netns_cookie(ctx))) else {
         return refuse();
@@ -172,7 +183,11 @@ fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
 fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let named = frontend_key::<F>(ctx);
     let Some(found) = frontend(ctx, &named) else {
-        return ALLOW;
+        return if is_cluster_ip(&named.address) {
+            refuse()
+        } else {
+            ALLOW
+        };
     };
     let cookie = cookie(ctx);
     let key = ChoiceKey {

@@ -23,7 +23,9 @@ pub struct Attachment {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
     /// The container id.
-    #[error("container id {0:?}: must begin with a letter or digit and hold only letters, digits, '_', '.', '-'")]
+    #[error(
+        "container id {0:?}: must begin with a letter or digit and hold only letters, digits, '_', '.', '-'"
+    )]
     ContainerId(String),
     /// The container id, for its length.
     #[error("container id of {0} bytes: at most {MAX_CONTAINER_ID} are taken")]
@@ -50,7 +52,8 @@ impl Attachment {
         if !first || !bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte)) {
             return Err(InvalidName::ContainerId(container_id.to_owned()));
         }
-        let refused = |letter: char| letter == '/' || letter == ':' || letter.is_whitespace() || letter.is_control();
+        let refused =
+            |letter: char| letter == '/' || letter == ':' || letter.is_whitespace() || letter.is_control();
         if ifname.is_empty()
             || ifname.len() > MAX_IFNAME
             || ifname == "."
@@ -103,7 +106,17 @@ mod tests {
         for id in ["", "..", ".", "-a", "_a", "a/b", "a b", "a@b", "a\n", "é", "a\0"] {
             assert!(Attachment::new(id, "eth0").is_err(), "{id:?}");
         }
-        for ifname in ["", ".", "..", "a/b", "a:b", "a b", "a\tb", "a\u{7f}", "sixteen-bytes-xx"] {
+        for ifname in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "a:b",
+            "a b",
+            "a\tb",
+            "a\u{7f}",
+            "sixteen-bytes-xx",
+        ] {
             assert!(Attachment::new("a", ifname).is_err(), "{ifname:?}");
         }
         assert!(Attachment::new(&"a".repeat(240), "eth0").is_err());
@@ -112,10 +125,17 @@ mod tests {
     // C12
     #[test]
     fn the_longest_names_taken_still_are_a_file_name_and_come_back() {
-        for (id, ifname) in [("a", "eth0"), ("a.b_c-9", "x@y"), (&*"a".repeat(239), "fifteen-bytes-x")] {
+        for (id, ifname) in [
+            ("a", "eth0"),
+            ("a.b_c-9", "x@y"),
+            (&*"a".repeat(239), "fifteen-bytes-x"),
+        ] {
             let attachment = Attachment::new(id, ifname).unwrap();
             assert!(attachment.file_name().len() <= 255);
-            assert_eq!(Attachment::from_file_name(&attachment.file_name()), Some(attachment));
+            assert_eq!(
+                Attachment::from_file_name(&attachment.file_name()),
+                Some(attachment)
+            );
         }
     }
 }

@@ -105,7 +105,10 @@ impl fmt::Display for PoolUse {
             held,
             resting,
         } = self;
-        write!(formatter, "{cidr} has {size} for pods, {held} held, {resting} resting")
+        write!(
+            formatter,
+            "{cidr} has {size} for pods, {held} held, {resting} resting"
+        )
     }
 }
 
@@ -115,7 +118,10 @@ fn list<T: fmt::Display>(items: &[T]) -> String {
 
 fn retry(free_in: Option<Duration>) -> String {
     free_in.map_or_else(String::new, |wait| {
-        format!("; try again in {} s", wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
+        format!(
+            "; try again in {} s",
+            wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+        )
     })
 }
 

@@ -17,6 +17,8 @@
 //! finds, and freeing needs no space on a full disk.
 
 mod attachment;
+mod claim;
+mod directory;
 mod error;
 mod pick;
 mod pool;
@@ -27,11 +29,12 @@ mod store;
 use std::time::Duration;
 
 pub use attachment::{Attachment, InvalidName};
+pub use claim::Claim;
 pub use error::{Error, PoolUse};
 pub use pool::Pool;
 pub use record::{Allocation, Origin};
 pub use repair::Mended;
-pub use store::{Claim, Store, Usage};
+pub use store::{Store, Usage};
 
 /// How long a freed address rests by default: as long as the longest connection-tracking time-out that could still
 /// point at it.

@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::directory::inode_of;
 use crate::error::{Error, PoolUse};
 use crate::record::boot_time;
-use crate::store::{Store, inode_of};
+use crate::store::Store;
 use crate::{Attachment, Pool};
 
 /// How many addresses are looked at before the best of them is taken.
@@ -45,7 +46,10 @@ impl Store {
         for (position, address) in requested.iter().enumerate() {
             self.check_requested(attachment, cidrs, *address)?;
             let earlier = requested.iter().take(position);
-            if let Some(first) = earlier.into_iter().find(|first| first.is_ipv4() == address.is_ipv4()) {
+            if let Some(first) = earlier
+                .into_iter()
+                .find(|first| first.is_ipv4() == address.is_ipv4())
+            {
                 return Err(Error::RequestedTwice {
                     first: *first,
                     second: *address,
@@ -54,7 +58,11 @@ impl Store {
         }
         let mut choices = Vec::new();
         for v4 in [true, false] {
-            let family: Vec<IpNetwork> = cidrs.iter().copied().filter(|cidr| cidr.is_ipv4() == v4).collect();
+            let family: Vec<IpNetwork> = cidrs
+                .iter()
+                .copied()
+                .filter(|cidr| cidr.is_ipv4() == v4)
+                .collect();
             if family.is_empty() {
                 continue;
             }
@@ -83,7 +91,8 @@ impl Store {
         if let Some(cidr) = choice.cidr {
             let new = self.root.join("new");
             let _ = fs::remove_file(&new);
-            let _ = symlink(choice.address.to_string(), &new).and_then(|()| fs::rename(&new, self.cursor(cidr)));
+            let _ =
+                symlink(choice.address.to_string(), &new).and_then(|()| fs::rename(&new, self.cursor(cidr)));
         }
     }
 
@@ -93,7 +102,10 @@ impl Store {
         cidrs: &[IpNetwork],
         address: IpAddr,
     ) -> Result<(), Error> {
-        if !cidrs.iter().any(|cidr| Pool::new(*cidr).index_of(address).is_some()) {
+        if !cidrs
+            .iter()
+            .any(|cidr| Pool::new(*cidr).index_of(address).is_some())
+        {
             return Err(Error::OutsidePools {
                 address,
                 pools: cidrs.to_vec(),
@@ -102,14 +114,23 @@ impl Store {
         let Some(inode) = inode_of(&self.held(address))? else {
             return Ok(());
         };
-        let holder = self.list()?.into_iter().find(|other| other.addresses.contains(&address));
-        if holder.is_none() && !self.repair_locked()?.is_empty() && inode_of(&self.held(address))? != Some(inode) {
+        let holder = self
+            .list()?
+            .into_iter()
+            .find(|other| other.addresses.contains(&address));
+        if holder.is_none()
+            && !self.repair_locked()?.is_empty()
+            && inode_of(&self.held(address))? != Some(inode)
+        {
             return Ok(());
         }
         Err(Error::Conflict {
             address,
             attachment: attachment.clone(),
-            holder: holder.map_or_else(|| "another pod".to_owned(), |holder| holder.attachment.to_string()),
+            holder: holder.map_or_else(
+                || "another pod".to_owned(),
+                |holder| holder.attachment.to_string(),
+            ),
         })
     }
 
@@ -129,7 +150,9 @@ impl Store {
         let now = boot_time();
         let last = fs::read_link(self.cursor(cidr)).ok();
         let last: Option<IpAddr> = last.and_then(|target| target.to_str()?.parse().ok());
-        let start = last.and_then(|address| pool.index_of(address)).map_or(0, |index| index + 1);
+        let start = last
+            .and_then(|address| pool.index_of(address))
+            .map_or(0, |index| index + 1);
         let mut rested: Option<(Duration, IpAddr)> = None;
         let mut all_held: Option<HashSet<IpAddr>> = None;
         let mut step = 0;
@@ -180,9 +203,13 @@ impl Store {
         let now = boot_time();
         let mut free_in: Option<Duration> = None;
         for address in self.addresses("resting")? {
-            let ours = family.iter().any(|cidr| Pool::new(*cidr).index_of(address).is_some());
+            let ours = family
+                .iter()
+                .any(|cidr| Pool::new(*cidr).index_of(address).is_some());
             if ours && inode_of(&self.held(address))?.is_none() {
-                let wait = self.resting_until(address)?.map(|until| until.saturating_sub(now));
+                let wait = self
+                    .resting_until(address)?
+                    .map(|until| until.saturating_sub(now));
                 free_in = free_in.into_iter().chain(wait).min();
             }
         }

@@ -105,7 +105,13 @@ mod tests {
     // I1
     #[test]
     fn place_and_address_are_each_others_reverse() {
-        for cidr in ["10.1.2.0/24", "10.1.2.77/24", "fd00:1::/120", "255.255.255.0/24", "10.0.0.0/31"] {
+        for cidr in [
+            "10.1.2.0/24",
+            "10.1.2.77/24",
+            "fd00:1::/120",
+            "255.255.255.0/24",
+            "10.0.0.0/31",
+        ] {
             let pool = pool(cidr);
             for index in 0..pool.size() {
                 assert_eq!(pool.index_of(pool.nth(index)), Some(index), "{cidr} {index}");

@@ -97,7 +97,11 @@ pub(crate) fn write(file: &mut File, allocation: &Allocation) -> io::Result<()> 
         network: allocation.network.clone(),
         netns: allocation.netns.clone(),
         netns_inode: allocation.netns_inode,
-        since: allocation.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        since: allocation
+            .since
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs(),
         since_boot: allocation.since_boot.as_secs(),
     };
     let mut bytes = serde_json::to_vec(&text)?;
@@ -122,7 +126,9 @@ pub(crate) fn read(path: &Path, attachment: &Attachment) -> io::Result<(u64, Opt
         network: text.network,
         netns: text.netns,
         netns_inode: text.netns_inode,
-        since: UNIX_EPOCH.checked_add(Duration::from_secs(text.since)).unwrap_or(UNIX_EPOCH),
+        since: UNIX_EPOCH
+            .checked_add(Duration::from_secs(text.since))
+            .unwrap_or(UNIX_EPOCH),
         since_boot: Duration::from_secs(text.since_boot),
     };
     Ok((inode, Some(allocation)))

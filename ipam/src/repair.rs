@@ -8,9 +8,10 @@ use std::fs::{self, OpenOptions};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::directory::{Guard, inode_of, remove_if_there};
 use crate::error::io_error;
 use crate::record::{self, boot_time};
-use crate::store::{Store, inode_of, remove_if_there};
+use crate::store::Store;
 use crate::{Attachment, Error};
 
 /// How long after its rest an address's last use is still remembered, for the order of reuse alone. Forgetting bounds
@@ -42,7 +43,8 @@ pub enum Mended {
         /// Who was being deleted.
         attachment: Attachment,
     },
-    /// An ADD was cut short before an address was guarded: it is now, until DEL or GC frees it.
+    /// An address lacked its owner's guard (an ADD was cut short, the store was copied): it has it now, until DEL or
+    /// GC frees it.
     Guarded {
         /// The address.
         address: IpAddr,
@@ -55,15 +57,27 @@ impl fmt::Display for Mended {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Orphan { address } => write!(formatter, "{address} was held by nobody: it rests now"),
-            Self::Damaged { attachment, addresses } => {
-                write!(formatter, "the file of {attachment} was damaged: written anew with {addresses:?}")
+            Self::Damaged {
+                attachment,
+                addresses,
+            } => {
+                write!(
+                    formatter,
+                    "the file of {attachment} was damaged: written anew with {addresses:?}"
+                )
             }
             Self::Empty { attachment } => {
-                write!(formatter, "the file of {attachment} was damaged and held nothing: removed")
+                write!(
+                    formatter,
+                    "the file of {attachment} was damaged and held nothing: removed"
+                )
             }
             Self::Freed { attachment } => write!(formatter, "a DEL of {attachment} was cut short: finished"),
             Self::Guarded { address, attachment } => {
-                write!(formatter, "{address} of {attachment} lacked its guard: it has it now")
+                write!(
+                    formatter,
+                    "{address} of {attachment} lacked its guard: it has it now"
+                )
             }
         }
     }
@@ -81,7 +95,6 @@ impl Store {
 
     pub(crate) fn repair_locked(&self) -> Result<Vec<Mended>, Error> {
         let mut mended = Vec::new();
-        let held_by = self.held_by()?;
         let mut owners = BTreeSet::new();
         for name in self.names("owners")? {
             if let Some(attachment) = Attachment::from_file_name(&name) {
@@ -89,15 +102,13 @@ impl Store {
                 self.repair_owner(&attachment, &mut mended)?;
             }
         }
-        for (inode, addresses) in held_by {
+        for (inode, addresses) in self.held_by()? {
             if owners.contains(&inode) {
                 continue;
             }
             for address in addresses {
-                let (held, resting) = (self.held(address), self.resting(address));
-                self.rest_from_now(&held)?;
-                fs::rename(&held, &resting).map_err(io_error("resting", &held))?;
-                remove_if_there(&held)?;
+                self.rest_from_now(&self.held(address))?;
+                self.put_to_rest(address)?;
                 mended.push(Mended::Orphan { address });
             }
         }
@@ -121,7 +132,8 @@ impl Store {
         if damaged {
             // In place: its links are what guards its addresses, and they name this very file.
             let file = OpenOptions::new().write(true).truncate(true).open(&path);
-            file.and_then(|mut file| record::write(&mut file, &allocation)).map_err(io_error("writing", &path))?;
+            file.and_then(|mut file| record::write(&mut file, &allocation))
+                .map_err(io_error("writing", &path))?;
             mended.push(Mended::Damaged {
                 attachment: attachment.clone(),
                 addresses: allocation.addresses,
@@ -129,8 +141,17 @@ impl Store {
             return Ok(());
         }
         for address in allocation.addresses {
-            if inode_of(&self.held(address))?.is_some() {
-                continue;
+            match self.guard(address)? {
+                Some(Guard { inode: found, .. }) if found == inode => continue,
+                Some(Guard { others: true, .. }) => continue,
+                // The store was copied, or a file replaced: the guard is nobody's link, its owner is this one.
+                Some(_) => {
+                    self.guard_anew(attachment, address)?;
+                    let attachment = attachment.clone();
+                    mended.push(Mended::Guarded { address, attachment });
+                    continue;
+                }
+                None => {}
             }
             if inode_of(&self.resting(address))? == Some(inode) {
                 self.free_locked(attachment)?;
@@ -147,10 +168,21 @@ impl Store {
         Ok(())
     }
 
+    /// Replaces the guard of `address` in one step: it is never without.
+    fn guard_anew(&self, attachment: &Attachment, address: IpAddr) -> Result<(), Error> {
+        let (new, held) = (self.root.join("new"), self.held(address));
+        remove_if_there(&new)?;
+        fs::hard_link(self.owner(attachment), &new).map_err(io_error("making", &new))?;
+        fs::rename(&new, &held).map_err(io_error("making", held))
+    }
+
     fn forget_old_rests(&self) -> Result<(), Error> {
         let now = boot_time();
         for address in self.addresses("resting")? {
-            if self.resting_until(address)?.is_some_and(|until| until + MEMORY < now) {
+            if self
+                .resting_until(address)?
+                .is_some_and(|until| until + MEMORY < now)
+            {
                 remove_if_there(&self.resting(address))?;
             }
         }

@@ -3,20 +3,18 @@
 //! Every change is made under the lock, in the order the crate's page gives, so that a call killed between any two
 //! steps leaves what DEL, GC or [`Store::repair`] can finish. Which address to give is `pick`'s matter.
 
-use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions, TryLockError};
-use std::io::ErrorKind;
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::directory::{Guard, remove_if_there};
 use crate::error::io_error;
 use crate::record::{self, boot_time};
-use crate::{Allocation, Attachment, DEFAULT_REST, Error, Origin};
+use crate::{Allocation, Attachment, Claim, Error, Origin};
 
 /// How long a call waits for others to be done. Each holds the lock for well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,7 +27,7 @@ const DIRECTORIES: [&str; 4] = ["held", "resting", "cursor", "owners"];
 pub struct Store {
     pub(crate) root: PathBuf,
     pub(crate) rest: Duration,
-    patience: Duration,
+    pub(crate) patience: Duration,
 }
 
 /// How full a CIDR is.
@@ -40,19 +38,6 @@ pub struct Usage {
     /// Addresses freed whose rest is not over.
     pub resting: u128,
 }
-
-/// Addresses just given, which go back when this is dropped before [`Claim::keep`].
-#[derive(Debug)]
-#[must_use = "dropping a claim gives its addresses back"]
-pub struct Claim<'a> {
-    store: &'a Store,
-    allocation: Allocation,
-    inode: u64,
-    kept: bool,
-}
-
-/// The lock, released when dropped (or when its holder dies).
-pub(crate) struct Lock(#[expect(dead_code, reason = "held open for its lock")] File);
 
 impl Store {
     /// Opens the store at `root`, making what is missing of it, readable by root alone.
@@ -123,7 +108,11 @@ impl Store {
 
         let new = self.root.join("new");
         remove_if_there(&new)?;
-        let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
+        let written = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new);
         let written = written.and_then(|mut file| {
             record::write(&mut file, &allocation)?;
             Ok(file.metadata()?.ino())
@@ -139,13 +128,15 @@ impl Store {
             inode,
             kept: false,
         };
-        let linked = fs::hard_link(&new, &owner).map_err(io_error("making", &owner)).and_then(|()| {
-            for choice in &choices {
-                let held = self.held(choice.address);
-                fs::hard_link(&new, &held).map_err(io_error("making", held))?;
-            }
-            Ok(())
-        });
+        let linked = fs::hard_link(&new, &owner)
+            .map_err(io_error("making", &owner))
+            .and_then(|()| {
+                for choice in &choices {
+                    let held = self.held(choice.address);
+                    fs::hard_link(&new, &held).map_err(io_error("making", held))?;
+                }
+                Ok(())
+            });
         // A leftover is replaced by the next call.
         let _ = fs::remove_file(&new);
         if let Err(error) = linked {
@@ -176,23 +167,18 @@ impl Store {
         };
         self.rest_from_now(&owner)?;
         for address in &allocation.addresses {
-            let held = self.held(*address);
-            if inode_of(&held)? == Some(inode) {
-                let resting = self.resting(*address);
-                fs::rename(&held, &resting).map_err(io_error("resting", &held))?;
-                // Between two names of one file `rename` does nothing and says it did: see that the guard goes.
-                remove_if_there(&held)?;
+            match self.guard(*address)? {
+                Some(guard) if guard.inode == inode => self.put_to_rest(*address)?,
+                // A guard that is no owner's link: the store was copied, and the text alone says whose it is.
+                Some(Guard { others: false, .. }) => {
+                    self.rest_from_now(&self.held(*address))?;
+                    self.put_to_rest(*address)?;
+                }
+                _ => {}
             }
         }
         remove_if_there(&owner)?;
         Ok(Some(allocation))
-    }
-
-    /// Dates the file at `path` with the end of a rest that begins now; all its names share the date.
-    pub(crate) fn rest_from_now(&self, path: &Path) -> Result<(), Error> {
-        let until = UNIX_EPOCH + boot_time() + self.rest;
-        let dated = File::open(path).and_then(|file| file.set_times(FileTimes::new().set_modified(until)));
-        dated.map_err(io_error("dating", path))
     }
 
     /// What `attachment` holds. A damaged owner's file is read by the links it has.
@@ -224,173 +210,21 @@ impl Store {
     /// # Errors
     /// [`Error::Io`].
     pub fn usage(&self, cidr: IpNetwork) -> Result<Usage, Error> {
-        let held = self.addresses("held")?.into_iter().filter(|address| cidr.contains(*address)).count();
+        let held = self
+            .addresses("held")?
+            .into_iter()
+            .filter(|address| cidr.contains(*address))
+            .count();
         let now = boot_time();
         let mut resting = 0;
         for address in self.addresses("resting")? {
-            let waits = cidr.contains(address) && self.resting_until(address)?.is_some_and(|until| until > now);
+            let waits =
+                cidr.contains(address) && self.resting_until(address)?.is_some_and(|until| until > now);
             resting += u128::from(waits);
         }
         Ok(Usage {
             held: held as u128,
             resting,
         })
-    }
-
-    /// The owner's inode and allocation; a damaged text is replaced by what the links say.
-    pub(crate) fn read(&self, attachment: &Attachment) -> Result<Option<(u64, Allocation)>, Error> {
-        let owner = self.owner(attachment);
-        match record::read(&owner, attachment) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io_error("reading", owner)(error)),
-            Ok((inode, Some(allocation))) => Ok(Some((inode, allocation))),
-            Ok((inode, None)) => {
-                let addresses = self.held_by()?.remove(&inode).unwrap_or_default();
-                let mut allocation = record::starting_now(attachment, addresses, Origin { network: "", netns: Path::new("") });
-                allocation.since = UNIX_EPOCH;
-                allocation.since_boot = Duration::ZERO;
-                Ok(Some((inode, allocation)))
-            }
-        }
-    }
-
-    /// Until when `address` rests, by the boot-time clock; nothing when it was never freed or is given again.
-    pub(crate) fn resting_until(&self, address: IpAddr) -> Result<Option<Duration>, Error> {
-        let path = self.resting(address);
-        let modified = match fs::symlink_metadata(&path).and_then(|metadata| metadata.modified()) {
-            Ok(modified) => modified,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io_error("looking at", path)(error)),
-        };
-        let until = modified.duration_since(UNIX_EPOCH).unwrap_or_default();
-        // No rest ends that far ahead: it was begun before the last boot, whose connections are gone.
-        let furthest = boot_time() + self.rest.max(DEFAULT_REST);
-        Ok(Some(if until > furthest { Duration::ZERO } else { until }))
-    }
-
-    /// All held addresses by the inode of their owner's file.
-    pub(crate) fn held_by(&self) -> Result<BTreeMap<u64, Vec<IpAddr>>, Error> {
-        let mut owners: BTreeMap<u64, Vec<IpAddr>> = BTreeMap::new();
-        for address in self.addresses("held")? {
-            if let Some(inode) = inode_of(&self.held(address))? {
-                owners.entry(inode).or_default().push(address);
-            }
-        }
-        Ok(owners)
-    }
-
-    /// The addresses that name the files of `directory`; other names are nobody's.
-    pub(crate) fn addresses(&self, directory: &str) -> Result<Vec<IpAddr>, Error> {
-        let names = self.names(directory)?;
-        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
-    }
-
-    pub(crate) fn names(&self, directory: &str) -> Result<Vec<String>, Error> {
-        let path = self.root.join(directory);
-        let entries = fs::read_dir(&path).map_err(io_error("listing", &path))?;
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(io_error("listing", &path))?;
-            names.extend(entry.file_name().into_string());
-        }
-        Ok(names)
-    }
-
-    pub(crate) fn owner(&self, attachment: &Attachment) -> PathBuf {
-        self.root.join("owners").join(attachment.file_name())
-    }
-
-    pub(crate) fn held(&self, address: IpAddr) -> PathBuf {
-        self.root.join("held").join(address.to_string())
-    }
-
-    pub(crate) fn resting(&self, address: IpAddr) -> PathBuf {
-        self.root.join("resting").join(address.to_string())
-    }
-
-    pub(crate) fn lock(&self) -> Result<Lock, Error> {
-        let path = self.root.join("lock");
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = file.map_err(io_error("opening", &path))?;
-        let begun = Instant::now();
-        let mut pause = Duration::from_micros(50);
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Lock(file)),
-                Err(TryLockError::Error(error)) => return Err(io_error("locking", path)(error)),
-                Err(TryLockError::WouldBlock) if begun.elapsed() >= self.patience => {
-                    let waited = self.patience;
-                    return Err(Error::Busy { path, waited });
-                }
-                Err(TryLockError::WouldBlock) => {
-                    sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(2));
-                }
-            }
-        }
-    }
-}
-
-impl Claim<'_> {
-    /// What was given.
-    pub fn allocation(&self) -> &Allocation {
-        &self.allocation
-    }
-
-    /// Makes it final.
-    ///
-    /// # Errors
-    /// [`Error::Overtaken`] when a DEL freed it meanwhile: whatever was built on it must go.
-    pub fn keep(mut self) -> Result<Allocation, Error> {
-        self.kept = true;
-        if inode_of(&self.store.owner(&self.allocation.attachment))? == Some(self.inode) {
-            return Ok(self.allocation.clone());
-        }
-        Err(Error::Overtaken {
-            attachment: self.allocation.attachment.clone(),
-        })
-    }
-
-    /// Takes everything back without a rest: nobody ever sent from these addresses.
-    fn undo_locked(mut self) {
-        self.kept = true;
-        self.take_back();
-    }
-
-    fn take_back(&self) {
-        let held = self.allocation.addresses.iter().map(|address| self.store.held(*address));
-        for path in held.chain([self.store.owner(&self.allocation.attachment)]) {
-            // Only what is this claim's own; what cannot be removed now is left to DEL and GC, which find the owner.
-            if matches!(inode_of(&path), Ok(Some(inode)) if inode == self.inode) && fs::remove_file(&path).is_err() {
-                return;
-            }
-        }
-    }
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        if !self.kept
-            && let Ok(_lock) = self.store.lock()
-        {
-            self.take_back();
-        }
-    }
-}
-
-/// The inode at `path`, if there is a file.
-pub(crate) fn inode_of(path: &Path) -> Result<Option<u64>, Error> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) => Ok(Some(metadata.ino())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(io_error("looking at", path)(error)),
-    }
-}
-
-/// Removes the file at `path`; one already gone is fine.
-pub(crate) fn remove_if_there(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error("removing", path)(error)),
-        _ => Ok(()),
     }
 }

@@ -18,6 +18,11 @@ fn main() -> ExitCode {
     });
     match written {
         Ok(()) if answer.success => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
+        Ok(()) => ExitCode::FAILURE,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "sluice: writing the result: {error}");
+            answer.take_back();
+            ExitCode::FAILURE
+        }
     }
 }

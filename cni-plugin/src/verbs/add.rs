@@ -23,7 +23,10 @@ pub fn add(target: &Target, config: &Config) -> Result<Value, Failure> {
     }
     let node = NodeFile::read(&config.node_file)?;
     if !node.not_ready.is_empty() {
-        return Err(Failure::new(Code::TryAgain, format!("the node is not ready: {}", node.not_ready)));
+        return Err(Failure::new(
+            Code::TryAgain,
+            format!("the node is not ready: {}", node.not_ready),
+        ));
     }
     let netns = Netns::open(&target.netns)?;
     let store = Store::open(&config.ipam_directory, DEFAULT_REST)?;
@@ -32,12 +35,22 @@ pub fn add(target: &Target, config: &Config) -> Result<Value, Failure> {
         netns: &target.netns,
     };
     let claim = store.allocate(&target.attachment, &node.pod_cidrs, &wishes.addresses, origin)?;
-    let plan = Plan::new(&target.attachment, &node, &claim.allocation().addresses, wishes.mac)?;
+    let plan = Plan::new(
+        &target.attachment,
+        &node,
+        &claim.allocation().addresses,
+        wishes.mac,
+    )?;
     wiring::make(&plan, &netns)?;
     if let Err(error) = claim.keep() {
         // A DEL ran meanwhile and may have looked for the device before it was there.
         del::remove_device(&target.attachment)?;
         return Err(error.into());
     }
-    Ok(result::to_json(&plan, &target.netns.to_string_lossy(), config.dns(), config.version))
+    Ok(result::to_json(
+        &plan,
+        &target.netns.to_string_lossy(),
+        config.dns(),
+        config.version,
+    ))
 }

@@ -29,7 +29,10 @@ use crate::wiring::{Link, look_up};
 /// Code 102 with everything that differs; 3 when the namespace is gone; 7 without a `prevResult`.
 pub fn check(target: &Target, config: &Config) -> Result<(), Failure> {
     let Some(prev) = config.prev_result() else {
-        return Err(Failure::new(Code::Config, "prevResult: is missing, so there is nothing to CHECK against"));
+        return Err(Failure::new(
+            Code::Config,
+            "prevResult: is missing, so there is nothing to CHECK against",
+        ));
     };
     let prev = PrevResult::read(prev)?;
     let node = NodeFile::read(&config.node_file)?;
@@ -41,7 +44,12 @@ pub fn check(target: &Target, config: &Config) -> Result<(), Failure> {
         return Err(Failure::new(Code::Config, message));
     };
     let of_pod = |interface: &Option<usize>| interface.is_none_or(|at| at == position);
-    let addresses = prev.ips.iter().filter(|(_, at)| of_pod(at)).map(|(address, _)| *address).collect();
+    let addresses = prev
+        .ips
+        .iter()
+        .filter(|(_, at)| of_pod(at))
+        .map(|(address, _)| *address)
+        .collect();
     let device = host_device(&target.attachment);
     let mut check = Check {
         addresses,
@@ -66,7 +74,10 @@ pub fn check(target: &Target, config: &Config) -> Result<(), Failure> {
     check.link(&device, host_link.as_ref(), told);
     if let Some(link) = &host_link {
         if link.alias != target.attachment.to_string() {
-            check.differs(format!("{device} serves {:?} and not {}", link.alias, target.attachment));
+            check.differs(format!(
+                "{device} serves {:?} and not {}",
+                link.alias, target.attachment
+            ));
         }
         check.host(&mut host, link, pod_link.and_then(|pod| pod.mac))?;
     }
@@ -90,7 +101,10 @@ impl Check {
 
     fn allocation(&mut self, target: &Target, config: &Config) -> Result<(), Failure> {
         let store = Store::open_existing(&config.ipam_directory, DEFAULT_REST);
-        let held = store.map(|store| store.get(&target.attachment)).transpose()?.flatten();
+        let held = store
+            .map(|store| store.get(&target.attachment))
+            .transpose()?
+            .flatten();
         let Some(held) = held else {
             self.differs("it holds no address in the store".to_owned());
             return Ok(());
@@ -133,7 +147,10 @@ impl Check {
     fn pod(&mut self, pod: &mut Netlink, link: &Link, host_mac: Option<Mac>) -> Result<(), NetlinkError> {
         let name = &link.name;
         let found = pod.batch(&[requests::list_addresses(name, link.index)])?;
-        let found: Vec<IpAddr> = found.iter().filter_map(|answer| address_on(answer, link.index)).collect();
+        let found: Vec<IpAddr> = found
+            .iter()
+            .filter_map(|answer| address_on(answer, link.index))
+            .collect();
         for address in self.addresses.clone() {
             let gateway = self.gateways[usize::from(address.is_ipv6())];
             if !found.contains(&address) {
@@ -145,12 +162,16 @@ impl Check {
                 RouteNetlinkMessage::NewRoute(route) => {
                     route.header.destination_prefix_length == 0
                         && out_of(route) == Some(link.index)
-                        && route.attributes.contains(&RouteAttribute::Gateway(RouteAddress::from(gateway)))
+                        && route
+                            .attributes
+                            .contains(&RouteAttribute::Gateway(RouteAddress::from(gateway)))
                 }
                 _ => false,
             };
             if !routes.iter().any(default) {
-                self.differs(format!("the pod lacks the default route via {gateway} dev {name}"));
+                self.differs(format!(
+                    "the pod lacks the default route via {gateway} dev {name}"
+                ));
             }
         }
         Ok(())
@@ -193,16 +214,24 @@ impl Check {
             return Ok(());
         };
         let known = entry.attributes.iter().find_map(|attribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => bytes.as_slice().try_into().ok().map(Mac::from_bytes),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                bytes.as_slice().try_into().ok().map(Mac::from_bytes)
+            }
             _ => None,
         });
         if entry.header.state != NeighbourState::Permanent {
-            self.differs(format!("the neighbour {address} behind {} is not permanent", link.name));
+            self.differs(format!(
+                "the neighbour {address} behind {} is not permanent",
+                link.name
+            ));
         }
         // Of an end that is gone, its own difference speaks.
         if mac.is_some() && known != mac {
             let (known, mac) = (shown(known), shown(mac));
-            self.differs(format!("the neighbour {address} behind {} has the MAC {known} and not {mac}", link.name));
+            self.differs(format!(
+                "the neighbour {address} behind {} has the MAC {known} and not {mac}",
+                link.name
+            ));
         }
         Ok(())
     }

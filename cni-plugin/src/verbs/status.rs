@@ -24,7 +24,12 @@ pub fn status(config: &Config) -> Result<(), Failure> {
     }
     let store = Store::open_existing(&config.ipam_directory, DEFAULT_REST);
     for v4 in [true, false] {
-        let family: Vec<_> = node.pod_cidrs.iter().copied().filter(|cidr| cidr.is_ipv4() == v4).collect();
+        let family: Vec<_> = node
+            .pod_cidrs
+            .iter()
+            .copied()
+            .filter(|cidr| cidr.is_ipv4() == v4)
+            .collect();
         let mut full = Vec::new();
         for cidr in &family {
             let usage = match &store {
@@ -34,11 +39,16 @@ pub fn status(config: &Config) -> Result<(), Failure> {
             let size = Pool::new(*cidr).size();
             if usage.held + usage.resting >= size {
                 let (held, resting) = (usage.held, usage.resting);
-                full.push(format!("{cidr} has {size} for pods, {held} held, {resting} resting"));
+                full.push(format!(
+                    "{cidr} has {size} for pods, {held} held, {resting} resting"
+                ));
             }
         }
         if !family.is_empty() && full.len() == family.len() {
-            return Err(Failure::new(Code::NotReady, format!("no free address: {}", full.join(", "))));
+            return Err(Failure::new(
+                Code::NotReady,
+                format!("no free address: {}", full.join(", ")),
+            ));
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! Killed calls, many calls at once, and collecting what is left.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,8 +10,7 @@ use sluice_cni::collect::collect_dead;
 use sluice_ipam::{Attachment, DEFAULT_REST};
 
 use crate::node::{Namespace, Node, addresses, device_of, finish};
-
-const DUAL: [&str; 2] = ["10.244.1.0/24", "fd00:244:1::/64"];
+use crate::wiring::DUAL;
 
 // C9 I1
 #[test]
@@ -18,8 +18,10 @@ fn sixty_four_at_once_get_an_address_each_and_all_go() {
     let node = Node::new(&DUAL);
     let pods: Vec<(String, Namespace)> = (0..64).map(|at| (format!("pod{at}"), Namespace::new())).collect();
     let config = node.with(json!({}));
-    let started: Vec<_> =
-        pods.iter().map(|(id, pod)| node.start("ADD", id, &pod.path(), &config)).collect();
+    let started: Vec<_> = pods
+        .iter()
+        .map(|(id, pod)| node.start("ADD", id, &pod.path(), &config))
+        .collect();
     let mut given = BTreeSet::new();
     for child in started {
         for address in addresses(&finish(child).succeeded()) {
@@ -28,8 +30,10 @@ fn sixty_four_at_once_get_an_address_each_and_all_go() {
     }
     assert_eq!(given.len(), 128);
     assert_eq!(node.devices().len(), 64);
-    let started: Vec<_> =
-        pods.iter().map(|(id, _)| node.start("DEL", id, Path::new(""), &config)).collect();
+    let started: Vec<_> = pods
+        .iter()
+        .map(|(id, _)| node.start("DEL", id, Path::new(""), &config))
+        .collect();
     for child in started {
         finish(child).succeeded();
     }
@@ -42,7 +46,9 @@ fn of_many_adds_for_one_attachment_one_wins_and_stays_whole() {
     let node = Node::new(&DUAL);
     let pod = Namespace::new();
     let config = node.with(json!({}));
-    let started: Vec<_> = (0..16).map(|_| node.start("ADD", "a", &pod.path(), &config)).collect();
+    let started: Vec<_> = (0..16)
+        .map(|_| node.start("ADD", "a", &pod.path(), &config))
+        .collect();
     let answers: Vec<_> = started.into_iter().map(finish).collect();
     let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.success);
     assert_eq!(won.len(), 1);
@@ -65,7 +71,12 @@ fn adds_and_dels_of_one_attachment_at_once_never_leave_half_a_pod() {
         let (add, del) = (finish(add), finish(del));
         assert!(del.success, "{}", del.stderr);
         let held = node.store().list().unwrap().len();
-        assert_eq!(node.devices().len(), held, "ADD {}: a device without an address or the reverse", add.success);
+        assert_eq!(
+            node.devices().len(),
+            held,
+            "ADD {}: a device without an address or the reverse",
+            add.success
+        );
         node.del("a").succeeded();
         node.assert_empty();
     }
@@ -90,7 +101,13 @@ fn killed_at_any_instant_gc_leaves_nothing_and_no_address_is_given_twice() {
             del.kill().unwrap();
             let _ = del.wait_with_output();
         }
-        let held: Vec<_> = node.store().list().unwrap().into_iter().flat_map(|a| a.addresses).collect();
+        let held: Vec<_> = node
+            .store()
+            .list()
+            .unwrap()
+            .into_iter()
+            .flat_map(|a| a.addresses)
+            .collect();
         let devices = node.devices();
         assert!(devices.len() <= held.len(), "a device without an address");
     }
@@ -104,6 +121,33 @@ fn killed_at_any_instant_gc_leaves_nothing_and_no_address_is_given_twice() {
     node.gc(&[]).succeeded();
     node.assert_empty();
     assert_eq!(node.store().repair().unwrap(), []);
+}
+
+// C5
+#[test]
+fn an_add_whose_result_nobody_reads_is_undone() {
+    let node = Node::new(&DUAL);
+    let pod = Namespace::new();
+    let path = pod.path();
+    let mut add = node.spawn(&[
+        ("CNI_COMMAND", "ADD"),
+        ("CNI_CONTAINERID", "a"),
+        ("CNI_NETNS", path.to_str().unwrap()),
+        ("CNI_IFNAME", "eth0"),
+    ]);
+    drop(add.stdout.take());
+    add.stdin
+        .take()
+        .unwrap()
+        .write_all(node.with(json!({})).as_bytes())
+        .unwrap();
+    let output = add.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !output.status.success() && stderr.contains("writing the result"),
+        "{stderr}"
+    );
+    node.assert_empty();
 }
 
 // C9
@@ -131,11 +175,14 @@ fn gc_takes_either_key_and_leaves_what_is_not_its_own() {
     let other = node.with(json!({ "name": "other-network" }));
     node.call("ADD", "c", &pods[2].path(), &other).succeeded();
     // Names like Sluice's that are not: a tunnel, and a pair somebody made by hand.
-    node.namespace.ip("link add sluice-vxlan type veth peer name peer0");
-    node.namespace.ip("link add sluice012345678 type veth peer name peer1");
+    node.namespace
+        .ip("link add sluice-vxlan type veth peer name peer0");
+    node.namespace
+        .ip("link add sluice012345678 type veth peer name peer1");
     node.namespace.ip("link set sluice012345678 alias x/eth0");
 
-    let keep = |id: &str| json!([{ "containerID": id, "ifname": "eth0" }, { "containerID": "../x", "ifname": "y" }]);
+    let keep =
+        |id: &str| json!([{ "containerID": id, "ifname": "eth0" }, { "containerID": "../x", "ifname": "y" }]);
     let older = node.with(json!({ "cni.dev/attachments": keep("a") }));
     node.call("GC", "", Path::new(""), &older).succeeded();
     let left = |ids: &[&str]| {
@@ -147,11 +194,20 @@ fn gc_takes_either_key_and_leaves_what_is_not_its_own() {
     let both = node.with(json!({ "cni.dev/valid-attachments": null, "cni.dev/attachments": keep("a") }));
     node.call("GC", "", Path::new(""), &both).succeeded();
     left(&["c"]);
-    node.call("GC", "", Path::new(""), &node.with(json!({ "name": "other-network", "cni.dev/attachments": [] }))).succeeded();
+    node.call(
+        "GC",
+        "",
+        Path::new(""),
+        &node.with(json!({ "name": "other-network", "cni.dev/attachments": [] })),
+    )
+    .succeeded();
     left(&[]);
     assert_eq!(node.store().list().unwrap(), []);
 
-    assert_eq!(node.call("GC", "", Path::new(""), &node.with(json!({}))).code(), 7);
+    assert_eq!(
+        node.call("GC", "", Path::new(""), &node.with(json!({}))).code(),
+        7
+    );
     let broken = node.with(json!({ "cni.dev/valid-attachments": [{ "containerID": 5 }] }));
     assert_eq!(node.call("GC", "", Path::new(""), &broken).code(), 7);
 }
@@ -163,9 +219,16 @@ fn the_daemon_collects_only_what_is_dead_and_no_longer_young() {
     let alive = Namespace::new();
     let result = node.add("alive", &alive).succeeded();
     let dead = Namespace::new();
-    node.add("dead", &dead).succeeded();
+    // A path of its own: a closed descriptor's number is soon another test's.
+    let path = node.directory.path().join("dead");
+    std::os::unix::fs::symlink(dead.path(), &path).unwrap();
+    node.call("ADD", "dead", &path, &node.with(json!({}))).succeeded();
+    std::fs::remove_file(&path).unwrap();
     drop(dead);
-    let collect = || node.namespace.run(|| collect_dead(&node.ipam(), DEFAULT_REST).unwrap());
+    let collect = || {
+        node.namespace
+            .run(|| collect_dead(&node.ipam(), DEFAULT_REST).unwrap())
+    };
     assert_eq!(collect(), Vec::<String>::new(), "young");
     // Age them all.
     for id in ["alive", "dead"] {
@@ -182,7 +245,13 @@ fn the_daemon_collects_only_what_is_dead_and_no_longer_young() {
     assert_eq!(collected.len(), 1, "{collected:?}");
     assert!(collected[0].starts_with("dead/eth0: freed"), "{collected:?}");
     assert!(node.check("alive", &alive, &result).success);
-    let held = node.store().get(&Attachment::new("dead", "eth0").unwrap()).unwrap();
+    let held = node
+        .store()
+        .get(&Attachment::new("dead", "eth0").unwrap())
+        .unwrap();
     assert_eq!(held, None);
-    assert_eq!(collect_dead(Path::new("/none"), DEFAULT_REST).unwrap(), Vec::<String>::new());
+    assert_eq!(
+        collect_dead(Path::new("/none"), DEFAULT_REST).unwrap(),
+        Vec::<String>::new()
+    );
 }

@@ -2,7 +2,11 @@
 //!
 //! Nothing of the machine's own is touched: every call runs in a namespace that ends with the test.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics says what failed")]
+
+mod check;
 mod crash;
 mod node;
 mod protocol;
 mod wiring;
+mod wishes;

@@ -32,7 +32,9 @@ impl Namespace {
                 setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
                 work()
             });
-            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            inside
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 
@@ -45,7 +47,11 @@ impl Namespace {
         self.run(|| {
             let output = Command::new("ip").args(arguments.split(' ')).output();
             let output = output.expect("these tests need iproute2's `ip`");
-            assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+            assert!(
+                output.status.success(),
+                "ip {arguments}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             String::from_utf8(output.stdout).unwrap()
         })
     }
@@ -72,7 +78,11 @@ impl Answer {
     }
 
     pub fn text(&self) -> String {
-        format!("{}: {}", self.json["msg"].as_str().unwrap(), self.json["details"].as_str().unwrap())
+        format!(
+            "{}: {}",
+            self.json["msg"].as_str().unwrap(),
+            self.json["details"].as_str().unwrap()
+        )
     }
 
     #[track_caller]
@@ -159,15 +169,23 @@ impl Node {
     }
 
     pub fn start_with(&self, variables: &[(&str, &str)], stdin: &[u8]) -> Child {
-        let mut child = self.namespace.run(|| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
-            command.env_clear().envs(variables.iter().copied());
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            command.spawn().unwrap()
-        });
+        let mut child = self.spawn(variables);
         // The plugin may end before it has read all.
         let _ = child.stdin.take().unwrap().write_all(stdin);
         child
+    }
+
+    /// The process, which waits for its config.
+    pub fn spawn(&self, variables: &[(&str, &str)]) -> Child {
+        self.namespace.run(|| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+            command.env_clear().envs(variables.iter().copied());
+            command
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            command.spawn().unwrap()
+        })
     }
 
     pub fn call(&self, verb: &str, id: &str, netns: &Path, stdin: &str) -> Answer {
@@ -183,18 +201,28 @@ impl Node {
     }
 
     pub fn check(&self, id: &str, pod: &Namespace, result: &Value) -> Answer {
-        self.call("CHECK", id, &pod.path(), &self.with(json!({ "prevResult": result })))
+        self.call(
+            "CHECK",
+            id,
+            &pod.path(),
+            &self.with(json!({ "prevResult": result })),
+        )
     }
 
     pub fn gc(&self, valid: &[&str]) -> Answer {
-        let entries: Vec<_> = valid.iter().map(|id| json!({ "containerID": id, "ifname": "eth0" })).collect();
+        let entries: Vec<_> = valid
+            .iter()
+            .map(|id| json!({ "containerID": id, "ifname": "eth0" }))
+            .collect();
         let config = self.with(json!({ "cni.dev/valid-attachments": entries }));
         self.call("GC", "", Path::new(""), &config)
     }
 
     pub fn devices(&self) -> Vec<String> {
         let listed = self.namespace.ip("-o link show type veth");
-        let names = listed.lines().map(|line| line.split([':', '@']).nth(1).unwrap().trim().to_owned());
+        let names = listed
+            .lines()
+            .map(|line| line.split([':', '@']).nth(1).unwrap().trim().to_owned());
         names.filter(|name| name.starts_with("sluice")).collect()
     }
 
@@ -212,7 +240,11 @@ impl Node {
 pub fn finish(child: Child) -> Answer {
     let output = child.wait_with_output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
-    let json = if stdout.is_empty() { Value::Null } else { serde_json::from_str(&stdout).unwrap() };
+    let json = if stdout.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_str(&stdout).unwrap()
+    };
     Answer {
         success: output.status.success(),
         json,
@@ -228,5 +260,14 @@ pub fn device_of(id: &str) -> String {
 /// The addresses of a result, without their prefix length.
 pub fn addresses(result: &Value) -> Vec<String> {
     let ips = result["ips"].as_array().unwrap().iter();
-    ips.map(|ip| ip["address"].as_str().unwrap().split('/').next().unwrap().to_owned()).collect()
+    ips.map(|ip| {
+        ip["address"]
+            .as_str()
+            .unwrap()
+            .split('/')
+            .next()
+            .unwrap()
+            .to_owned()
+    })
+    .collect()
 }

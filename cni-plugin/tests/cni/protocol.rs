@@ -5,8 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::node::{Namespace, Node, addresses, finish};
-
-const DUAL: [&str; 2] = ["10.244.1.0/24", "fd00:244:1::/64"];
+use crate::wiring::DUAL;
 
 // C1 C3
 #[test]
@@ -19,9 +18,18 @@ fn every_version_gets_the_result_in_its_own_shape() {
         assert_eq!(result["cniVersion"], version);
         assert_eq!(result["dns"], json!({ "nameservers": ["10.96.0.10"] }));
         if version < "0.3.0" {
-            assert_eq!(result.get("interfaces").or(result.get("ips")).or(result.get("routes")), None);
+            assert_eq!(
+                result
+                    .get("interfaces")
+                    .or(result.get("ips"))
+                    .or(result.get("routes")),
+                None
+            );
             assert_eq!(result["ip4"]["gateway"], "169.254.1.1");
-            assert_eq!(result["ip6"]["routes"], json!([{ "dst": "::/0", "gw": "fe80::1" }]));
+            assert_eq!(
+                result["ip6"]["routes"],
+                json!([{ "dst": "::/0", "gw": "fe80::1" }])
+            );
             assert!(result["ip4"]["ip"].as_str().unwrap().ends_with("/32"));
             assert!(result["ip6"]["ip"].as_str().unwrap().ends_with("/128"));
         } else {
@@ -61,7 +69,9 @@ fn version_needs_nothing_and_gc_and_status_came_with_1_1_0() {
     let mut config = node.config();
     config.remove("cniVersion");
     let pod = Namespace::new();
-    let result = node.call("ADD", "a", &pod.path(), &Value::Object(config).to_string()).succeeded();
+    let result = node
+        .call("ADD", "a", &pod.path(), &Value::Object(config).to_string())
+        .succeeded();
     assert_eq!(result["cniVersion"], "0.1.0");
 }
 
@@ -94,7 +104,14 @@ fn bad_variables_are_named() {
         ("ADD", "a", &own, "eth0", 3, "CNI_NETNS"),
         ("ADD", "a", "/proc/self/ns/net", "eth0", 4, "the host's own"),
         ("ADD", "a", "/proc/self/ns/uts", "eth0", 100, "CNI_NETNS"),
-        ("ADD", "a", "/etc/hostname", "eth0", 4, "is not a network namespace"),
+        (
+            "ADD",
+            "a",
+            "/etc/hostname",
+            "eth0",
+            4,
+            "is not a network namespace",
+        ),
         ("ADD", "a", "/dev/null/x", "eth0", 3, "CNI_NETNS"),
     ];
     for (command, id, netns, ifname, code, says) in cases {
@@ -105,7 +122,12 @@ fn bad_variables_are_named() {
             ("CNI_IFNAME", *ifname),
         ];
         let answer = finish(node.start_with(&variables, config.as_bytes()));
-        assert_eq!(answer.code(), *code, "{command} {id} {netns} {ifname}: {}", answer.text());
+        assert_eq!(
+            answer.code(),
+            *code,
+            "{command} {id} {netns} {ifname}: {}",
+            answer.text()
+        );
         assert!(answer.text().contains(says), "{}", answer.text());
     }
     node.assert_empty();
@@ -119,7 +141,11 @@ fn without_a_verb_a_human_gets_one_line() {
     assert!(!answer.success);
     assert_eq!(answer.stdout, "");
     assert_eq!(answer.stderr.lines().count(), 1);
-    assert!(answer.stderr.contains(env!("CARGO_PKG_VERSION")), "{}", answer.stderr);
+    assert!(
+        answer.stderr.contains(env!("CARGO_PKG_VERSION")),
+        "{}",
+        answer.stderr
+    );
 }
 
 // C2
@@ -148,11 +174,27 @@ fn bad_configs_are_told_apart() {
         (node.with(json!({ "cniVersion": "9.9.9" })), 1, "9.9.9"),
         (node.with(json!({ "cniVersion": 1 })), 1, "cniVersion 1"),
         (node.with(json!({ "runtimeConfig": [] })), 7, "runtimeConfig"),
-        (node.with(json!({ "runtimeConfig": { "mac": "01:00:00:00:00:01" } })), 7, "runtimeConfig.mac"),
-        (node.with(json!({ "runtimeConfig": { "mac": "zz" } })), 7, "runtimeConfig.mac"),
-        (node.with(json!({ "prevResult": { "cniVersion": "1.1.0" } })), 7, "prevResult"),
+        (
+            node.with(json!({ "runtimeConfig": { "mac": "01:00:00:00:00:01" } })),
+            7,
+            "runtimeConfig.mac",
+        ),
+        (
+            node.with(json!({ "runtimeConfig": { "mac": "zz" } })),
+            7,
+            "runtimeConfig.mac",
+        ),
+        (
+            node.with(json!({ "prevResult": { "cniVersion": "1.1.0" } })),
+            7,
+            "prevResult",
+        ),
         (node.with(mapping), 2, "portMappings [{"),
-        (node.with(json!({ "runtimeConfig": { "bandwidth": { "ingressRate": 1000 } } })), 2, "bandwidth {"),
+        (
+            node.with(json!({ "runtimeConfig": { "bandwidth": { "ingressRate": 1000 } } })),
+            2,
+            "bandwidth {",
+        ),
     ];
     for (config, code, says) in cases {
         let answer = node.call("ADD", "a", &pod.path(), &config);
@@ -197,7 +239,12 @@ fn status_says_ready_only_when_a_pod_could_be_wired() {
     node.add("a", &pod).succeeded();
     let full = status();
     assert_eq!(full.code(), 50);
-    assert!(full.text().contains("10.244.1.0/31 has 1 for pods, 1 held, 0 resting"), "{}", full.text());
+    assert!(
+        full.text()
+            .contains("10.244.1.0/31 has 1 for pods, 1 held, 0 resting"),
+        "{}",
+        full.text()
+    );
 
     let mut file = node.file(&DUAL);
     node.write(&file);
@@ -208,7 +255,11 @@ fn status_says_ready_only_when_a_pod_could_be_wired() {
     assert!(status().text().contains("the API has not been reached"));
     let refused = node.add("b", &Namespace::new());
     assert_eq!(refused.code(), 11);
-    assert!(refused.text().contains("the API has not been reached"), "{}", refused.text());
+    assert!(
+        refused.text().contains("the API has not been reached"),
+        "{}",
+        refused.text()
+    );
     file.impaired = "the tunnel does not carry".to_owned();
     node.write(&file);
     assert_eq!(status().code(), 51);

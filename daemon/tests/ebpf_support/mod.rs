@@ -4,7 +4,11 @@
 //! All but the cgroup ends with the thread, whatever becomes of the test: the file system goes with the namespace, the
 //! pins with it, and with them the programs. The cgroup is a threaded one, below the test's own, so threads alone enter.
 
-#![allow(dead_code, reason = "each test file uses what it needs of this")]
+#![allow(dead_code, missing_docs, reason = "each test file uses what it needs of this")]
+
+pub mod device;
+pub mod neighbour;
+pub mod packet;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +16,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -57,12 +62,21 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // A thread that has just ended may still be in there for a moment.
-        let gone = || fs::remove_dir(&self.0).is_ok();
-        while !gone() && fs::read_to_string(self.0.join("cgroup.threads")).is_ok_and(|t| !t.is_empty()) {
-            std::thread::yield_now();
+        // What a failed test leaves waiting goes on to do so, until the process ends, but not in here. The kernel takes a
+        // moment to see off a thread that has ended.
+        for _ in 0..1000 {
+            for thread in fs::read_to_string(self.0.join("cgroup.threads"))
+                .unwrap_or_default()
+                .lines()
+            {
+                let _ = fs::write(self.0.join("../cgroup.threads"), thread);
+            }
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
-        gone();
+        eprintln!("{} is still in use", self.0.display());
     }
 }
 

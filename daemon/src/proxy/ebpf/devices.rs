@@ -98,7 +98,8 @@ fn is_ethernet(name: &str) -> Result<bool> {
     }
     // SAFETY: after success the kernel has filled in this member of the union.
     let family = unsafe { request.ifr_ifru.ifru_hwaddr.sa_family };
-    Ok(family == libc::ARPHRD_ETHER)
+    // The loopback device carries an empty one.
+    Ok(matches!(family, libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! devices/out-DEVICE
 //! ```
 
+mod addresses;
 mod backend_set;
 mod devices;
 mod expiry;
@@ -197,7 +198,13 @@ impl Proxy for EbpfProxy {
     fn sync(&mut self, desired: &BTreeMap<ServicePortKey, ServicePort>, dirty: &Dirty) -> Result<SyncReport> {
         let (report, upheaval) = self.services.sync(&mut self.tables, desired, dirty);
         if upheaval.is_any() {
-            sockets::destroy_stale(&self.tables, &self.services, &upheaval)?;
+            // The tables are right all the same; a kernel without sock_diag must not keep Services from being served.
+            if let Err(error) = sockets::destroy_stale(&self.tables, &self.services, &upheaval) {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "cannot look for UDP sockets whose endpoint went"
+                );
+            }
         }
         Ok(report)
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use sluice_ebpf_types::{Frontend, FrontendKey, UDP};
 
+use super::addresses::Addresses;
 use super::backend_set::BackendSet;
 use super::tables::Tables;
 use super::wanted;
@@ -55,6 +56,7 @@ pub(super) struct Services {
     entries: BTreeMap<Arc<ServicePortKey>, Entry>,
     found: BTreeMap<u32, Entry>,
     holders: HashMap<FrontendKey, Holder>,
+    addresses: Addresses,
     next_id: u32,
     /// What failed, or only did in part; looked at again in every sync.
     retry: BTreeSet<ServicePortKey>,
@@ -92,11 +94,13 @@ impl Services {
                 }
             }
         }
+        let addresses = Addresses::read(tables, found.values().flat_map(|entry| &entry.frontends))?;
         let next_id = found.keys().next_back().map_or(1, |id| id.wrapping_add(1));
         Ok(Self {
             entries: BTreeMap::new(),
             found,
             holders,
+            addresses,
             next_id,
             retry: BTreeSet::new(),
         })
@@ -300,23 +304,20 @@ impl Services {
             }
             tables.frontends.set(frontend, value)?;
             changed = true;
-            match self.holders.insert(*frontend, Holder::Known(Arc::clone(key))) {
-                Some(Holder::Known(other)) => {
-                    if let Some(other) = self.entries.get_mut(&other) {
-                        other.frontends.remove(frontend);
+            let other = match self.holders.insert(*frontend, Holder::Known(Arc::clone(key))) {
+                Some(Holder::Known(other)) => self.entries.get_mut(&other),
+                Some(Holder::Found(id)) => self.found.get_mut(&id),
+                None => {
+                    if udp {
+                        upheaval.new_udp_frontends.insert(*frontend);
                     }
+                    None
                 }
-                Some(Holder::Found(id)) => {
-                    if let Some(other) = self.found.get_mut(&id) {
-                        other.frontends.remove(frontend);
-                    }
-                }
-                None if udp => {
-                    upheaval.new_udp_frontends.insert(*frontend);
-                }
-                None => {}
-            }
-            entry.frontends.insert(*frontend, *value);
+            };
+            let taken = other.and_then(|other| other.frontends.remove(frontend));
+            let former = entry.frontends.insert(*frontend, *value).or(taken);
+            self.addresses
+                .follow(tables, frontend, former.as_ref(), Some(value))?;
         }
         let stale: Vec<_> = entry
             .frontends
@@ -326,8 +327,9 @@ impl Services {
             .collect();
         for frontend in stale {
             tables.frontends.remove(&frontend)?;
-            entry.frontends.remove(&frontend);
+            let former = entry.frontends.remove(&frontend);
             self.holders.remove(&frontend);
+            self.addresses.follow(tables, &frontend, former.as_ref(), None)?;
             changed = true;
             upheaval.udp_lost |= udp;
         }
@@ -354,8 +356,11 @@ impl Services {
 
     /// Removes a set and what leads to it, the way in first.
     fn discard(&mut self, tables: &mut Tables, entry: &Entry, upheaval: &mut Upheaval) -> Result<()> {
-        for frontend in entry.frontends.keys() {
-            tables.frontends.remove(frontend)?;
+        for (frontend, former) in &entry.frontends {
+            // After a failure this comes by here again.
+            if tables.frontends.remove(frontend)? {
+                self.addresses.follow(tables, frontend, Some(former), None)?;
+            }
             self.holders.remove(frontend);
             upheaval.udp_lost |= frontend.protocol == UDP;
         }

@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
 use sluice_ebpf_types::{
-    Affinity, AffinityKey, Backend, BackendKey, Choice, ChoiceKey, Connection, ConnectionKey, Counter,
-    Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_FRONTENDS, MAX_REMEMBERED, MemberKey, Node,
-    Peer, PeerKey, Service,
+    Address, Affinity, AffinityKey, Backend, BackendKey, Choice, ChoiceKey, Connection, ConnectionKey,
+    Counter, Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_FRONTENDS, MAX_REMEMBERED, MemberKey,
+    Node, Peer, PeerKey, Service,
 };
 
 /// One hash map of the kernel's.
@@ -93,6 +93,7 @@ pub struct Fill {
 /// All of them.
 pub(super) struct Tables {
     pub frontends: Table<FrontendKey, Frontend>,
+    pub addresses: Table<Address, u32>,
     pub services: Table<u32, Service>,
     pub backends: Table<BackendKey, Backend>,
     pub members: Table<MemberKey, u32>,
@@ -114,6 +115,7 @@ impl Tables {
     pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
         Ok(Self {
             frontends: Table::take(ebpf, "frontends_v1", MAX_FRONTENDS)?,
+            addresses: Table::take(ebpf, "addresses_v1", MAX_FRONTENDS)?,
             services: Table::take(ebpf, "services_v1", MAX_FRONTENDS)?,
             backends: Table::take(ebpf, "backends_v1", MAX_BACKENDS)?,
             members: Table::take(ebpf, "members_v1", MAX_BACKENDS)?,
@@ -140,6 +142,7 @@ impl Tables {
     pub fn fill(&self) -> Vec<Fill> {
         vec![
             self.frontends.fill(),
+            self.addresses.fill(),
             self.services.fill(),
             self.backends.fill(),
             self.members.fill(),

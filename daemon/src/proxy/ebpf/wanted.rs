@@ -30,14 +30,16 @@ pub(super) fn frontends(
         .map(|frontend| {
             let outside = frontend.kind != FrontendKind::ClusterIp;
             let loopback = frontend.address.ip().is_loopback();
-            let mut flags = 0;
+            let mut flags = if outside { 0 } else { frontend_flag::CLUSTER_IP };
             if loopback {
                 flags |= frontend_flag::HOST_NETNS_ONLY;
             } else if outside {
                 flags |= frontend_flag::EXTERNAL;
-                // An address that may not be the host's own would be routed on, perhaps back and forth: dropped as well.
-                if key.scope == Scope::Local || frontend.kind != FrontendKind::NodePort {
+                if key.scope == Scope::Local {
                     flags |= frontend_flag::DROP_WHEN_EMPTY;
+                }
+                if frontend.kind != FrontendKind::NodePort {
+                    flags |= frontend_flag::FOREIGN;
                 }
             }
             // The node and its pods reach an outside address by all endpoints, even where outside traffic stays local.
@@ -138,6 +140,18 @@ mod tests {
         );
     }
 
+    /// S3 S4 S10
+    #[test]
+    fn the_host_is_not_trusted_to_refuse_for_an_address_that_may_not_be_its_own() {
+        let port = port(&[
+            ("203.0.113.1:80", FrontendKind::LoadBalancer),
+            ("203.0.113.2:80", FrontendKind::ExternalIp),
+        ]);
+        let all = frontends(&key(Scope::Cluster), &port, 7, None);
+        let expected = frontend_flag::EXTERNAL | frontend_flag::FOREIGN;
+        assert!(all.values().all(|frontend| frontend.flags == expected));
+    }
+
     /// S7
     #[test]
     fn an_internal_local_service_stays_local() {
@@ -148,7 +162,7 @@ mod tests {
             &Frontend {
                 service: 7,
                 socket_service: 7,
-                flags: 0
+                flags: frontend_flag::CLUSTER_IP
             }
         );
     }

@@ -1,0 +1,58 @@
+//! What a pod can ask for.
+
+use serde_json::json;
+
+use crate::node::{Namespace, Node, addresses};
+use crate::wiring::{DUAL, talk};
+
+// C10 I5
+#[test]
+fn addresses_and_a_mac_can_be_asked_for() {
+    let node = Node::new(&DUAL);
+    let (a, b, c, d) = (
+        Namespace::new(),
+        Namespace::new(),
+        Namespace::new(),
+        Namespace::new(),
+    );
+    let config =
+        node.with(json!({ "runtimeConfig": { "ips": ["10.244.1.77/24"], "mac": "C2:11:22:33:44:55" } }));
+    let result = node.call("ADD", "a", &a.path(), &config).succeeded();
+    assert_eq!(addresses(&result), ["10.244.1.77", "fd00:244:1::1"]);
+    assert_eq!(result["interfaces"][1]["mac"], "c2:11:22:33:44:55");
+    assert!(a.ip("link show eth0").contains("c2:11:22:33:44:55"));
+    assert!(node.check("a", &a, &result).success);
+
+    let taken = node.call("ADD", "b", &b.path(), &config);
+    assert_eq!(taken.code(), 103);
+    assert!(taken.text().contains("a/eth0 holds it"), "{}", taken.text());
+    let config =
+        node.with(json!({ "args": { "cni": { "ips": ["fd00:244:1::99"], "mac": "c2:00:00:00:00:01" } } }));
+    let result = node.call("ADD", "b", &b.path(), &config).succeeded();
+    assert_eq!(addresses(&result), ["10.244.1.1", "fd00:244:1::99"]);
+    talk(&a, &b, "fd00:244:1::99");
+
+    let annotations = json!({ "sluice/ips": "10.244.1.50, fd00:244:1::50", "other": "x" });
+    let config = node.with(json!({ "runtimeConfig": { "io.kubernetes.cri.pod-annotations": annotations } }));
+    let result = node.call("ADD", "c", &c.path(), &config).succeeded();
+    assert_eq!(addresses(&result), ["10.244.1.50", "fd00:244:1::50"]);
+
+    for (ips, code) in [
+        (json!(["10.244.2.1"]), 7),
+        (json!(["10.244.1.0"]), 7),
+        (json!(["10.244.1.255"]), 7),
+        (json!(["10.244.1.60", "10.244.1.61"]), 7),
+        (json!(["x"]), 7),
+        (json!([5]), 7),
+        (json!("10.244.1.60"), 7),
+    ] {
+        let answer = node.call(
+            "ADD",
+            "d",
+            &d.path(),
+            &node.with(json!({ "runtimeConfig": { "ips": ips } })),
+        );
+        assert_eq!(answer.code(), code, "{}", answer.text());
+    }
+    assert_eq!(node.devices().len(), 3);
+}

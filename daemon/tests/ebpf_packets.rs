@@ -1,0 +1,415 @@
+//! Services at the device: the attached programs run on crafted packets. Every packet that comes out has its checksums
+//! recomputed and compared.
+
+#![allow(clippy::unwrap_used, reason = "a test says by failing what went wrong")]
+
+mod ebpf_support;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ebpf_support::device::Device;
+use ebpf_support::packet::{ACK, FIN, Packet, RST, SYN, tcp, udp};
+use ebpf_support::{Desired, Node, ip, key, on_node, port, sync};
+use sluice_daemon::network;
+use sluice_daemon::proxy::ebpf::EbpfProxy;
+use sluice_daemon::proxy::{Proxy, Surroundings};
+use sluice_daemon::state::service_port::{Family, FrontendKind, Place, Protocol, Scope, ServicePortKey};
+
+const NODE_PORT: FrontendKind = FrontendKind::NodePort;
+
+/// The backend with a device attached.
+fn open(node: &Node) -> (EbpfProxy, Device) {
+    ip("link add uplink type veth peer name fabric");
+    let mut proxy = node.open();
+    proxy.adjust(&surroundings()).unwrap();
+    let device = Device::attached(&node.options.pins, "uplink");
+    (proxy, device)
+}
+
+fn surroundings() -> Surroundings {
+    let index = nix::net::if_::if_nametoindex("uplink").unwrap();
+    let addresses = |all: [&str; 2]| all.map(|a| a.parse::<IpAddr>().unwrap()).to_vec();
+    Surroundings {
+        devices: vec![network::Device {
+            index,
+            name: "uplink".to_owned(),
+        }],
+        pod_network_addresses: addresses(["10.244.1.0", "fd10:1::"]),
+        node_addresses: addresses(["192.0.2.1", "2001:db8::1"]),
+    }
+}
+
+/// One case per family and protocol.
+struct Case {
+    key: ServicePortKey,
+    frontend: &'static str,
+    backend: SocketAddr,
+    /// The first packet of a connection to the frontend.
+    first: Packet,
+}
+
+fn cases() -> Vec<Case> {
+    let v4 = ("198.51.100.7:40000", "192.0.2.1:30080", "10.244.1.9:8080");
+    let v6 = ("[2001:db8:f::7]:40000", "[2001:db8::1]:30080", "[fd10:1::9]:8080");
+    let mut cases = Vec::new();
+    for (family, (client, frontend, backend)) in [(Family::V4, v4), (Family::V6, v6)] {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let first = match protocol {
+                Protocol::Tcp => tcp(client, frontend, SYN),
+                _ => udp(client, frontend),
+            };
+            cases.push(Case {
+                key: key("web", protocol, family),
+                frontend,
+                backend: backend.parse().unwrap(),
+                first,
+            });
+        }
+    }
+    cases
+}
+
+impl Case {
+    fn desired(&self, place: Place) -> Desired {
+        let mut port = port(&[(self.frontend, NODE_PORT)], &[self.backend]);
+        port.backends[0].place = place;
+        Desired::from([(self.key.clone(), port)])
+    }
+}
+
+/// S2 S16 S17
+#[test]
+fn a_local_endpoint_sees_the_client_and_the_client_the_node_port() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        for case in cases() {
+            sync(&mut proxy, &case.desired(Place::ThisNode));
+            for packet in [case.first.clone(), case.first.clone()] {
+                let inside = device.packet_in(&packet).unwrap();
+                assert_eq!(
+                    inside,
+                    packet.to(case.backend),
+                    "no other change than the destination"
+                );
+                let reply = inside.reply(SYN | ACK);
+                let outside = device.packet_out(&reply).unwrap();
+                assert_eq!(outside, reply.from(packet.destination));
+            }
+            let data = if case.first.tcp.is_some() {
+                case.first.flags(ACK)
+            } else {
+                case.first.clone()
+            };
+            assert_eq!(device.packet_in(&data).unwrap(), data.to(case.backend));
+        }
+    });
+}
+
+/// S2 S16 S17
+#[test]
+fn an_endpoint_elsewhere_sees_this_node_and_its_replies_find_back() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        for (place, addresses) in [
+            (Place::PodNetwork, surroundings().pod_network_addresses),
+            (Place::Outside, surroundings().node_addresses),
+        ] {
+            for mut case in cases() {
+                sync(&mut proxy, &case.desired(place));
+                // Another connection than the other place's.
+                let port = if place == Place::Outside { 40001 } else { 40002 };
+                case.first.source.set_port(port);
+                let routed = device.packet_in(&case.first).unwrap();
+                assert_eq!(routed, case.first.to(case.backend));
+                let sent = device.packet_out(&routed).unwrap();
+                let stand_in = sent.source;
+                assert_eq!(sent, routed.from(stand_in));
+                assert!(addresses.contains(&stand_in.ip()), "{stand_in}");
+                assert!((1024..=32767).contains(&stand_in.port()), "{stand_in}");
+
+                let reply = sent.reply(SYN | ACK);
+                let back = device.packet_in(&reply).unwrap();
+                assert_eq!(back, reply.to(case.first.source));
+                let answer = device.packet_out(&back).unwrap();
+                assert_eq!(answer, back.from(case.first.destination));
+
+                assert_eq!(
+                    device.packet_out(&routed).unwrap().source,
+                    stand_in,
+                    "the same all along"
+                );
+            }
+        }
+    });
+}
+
+/// S5
+#[test]
+fn a_tcp_connection_stays_whatever_becomes_of_the_service() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        let case = cases().remove(0);
+        sync(&mut proxy, &case.desired(Place::ThisNode));
+        device.packet_in(&case.first).unwrap();
+        let data = case.first.flags(ACK);
+        let other: SocketAddr = "10.244.1.10:8080".parse().unwrap();
+        let moved = Desired::from([(case.key.clone(), port(&[(case.frontend, NODE_PORT)], &[other]))]);
+        for desired in [moved.clone(), Desired::new(), moved.clone()] {
+            sync(&mut proxy, &desired);
+            assert_eq!(device.packet_in(&data).unwrap().destination, case.backend);
+            let reply = data.to(case.backend).reply(ACK);
+            assert_eq!(device.packet_out(&reply).unwrap().source, case.first.destination);
+        }
+        // A new connection from the same port, the old endpoint being gone: chosen anew.
+        assert_eq!(device.packet_in(&case.first).unwrap().destination, other);
+        assert_eq!(device.packet_in(&data).unwrap().destination, other);
+    });
+}
+
+/// S5
+#[test]
+fn a_closed_connections_port_may_be_used_again() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        let case = cases().remove(0);
+        let backends: Vec<SocketAddr> = (1..=50)
+            .map(|last| SocketAddr::new(IpAddr::from([10, 244, 1, last]), 8080))
+            .collect();
+        let desired = Desired::from([(case.key.clone(), port(&[(case.frontend, NODE_PORT)], &backends))]);
+        sync(&mut proxy, &desired);
+        let mut seen = std::collections::BTreeSet::new();
+        for round in 0..100 {
+            let opened = device.packet_in(&case.first).unwrap();
+            // A repeated SYN is the same connection.
+            assert_eq!(device.packet_in(&case.first).unwrap(), opened);
+            seen.insert(opened.destination);
+            if round % 2 == 0 {
+                device.packet_in(&case.first.flags(FIN | ACK)).unwrap();
+                device.packet_out(&opened.reply(FIN | ACK)).unwrap();
+            } else {
+                device.packet_out(&opened.reply(RST)).unwrap();
+            }
+        }
+        assert!(seen.len() > 20, "{seen:?}");
+    });
+}
+
+/// S13
+#[test]
+fn a_datagram_never_follows_an_entry_that_no_longer_holds() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        let case = cases().remove(1);
+        sync(&mut proxy, &case.desired(Place::PodNetwork));
+        assert_eq!(device.packet_in(&case.first).unwrap().destination, case.backend);
+        let other: SocketAddr = "10.244.1.10:8080".parse().unwrap();
+        let moved = Desired::from([(case.key.clone(), port(&[(case.frontend, NODE_PORT)], &[other]))]);
+        sync(&mut proxy, &moved);
+        assert_eq!(device.packet_in(&case.first).unwrap().destination, other);
+        let both = Desired::from([(
+            case.key.clone(),
+            port(&[(case.frontend, NODE_PORT)], &[case.backend, other]),
+        )]);
+        sync(&mut proxy, &both);
+        for _ in 0..20 {
+            assert_eq!(
+                device.packet_in(&case.first).unwrap().destination,
+                other,
+                "a healthy flow stays"
+            );
+        }
+        sync(&mut proxy, &Desired::new());
+        assert_eq!(device.packet_in(&case.first).unwrap(), case.first);
+    });
+}
+
+/// S10
+#[test]
+fn without_endpoints_the_host_refuses_and_a_local_service_drops() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        for case in cases() {
+            let empty = Desired::from([(case.key.clone(), port(&[(case.frontend, NODE_PORT)], &[]))]);
+            sync(&mut proxy, &empty);
+            assert_eq!(device.packet_in(&case.first).unwrap(), case.first);
+            let local = ServicePortKey {
+                scope: Scope::Local,
+                ..case.key.clone()
+            };
+            let empty = Desired::from([(local, port(&[(case.frontend, NODE_PORT)], &[]))]);
+            sync(&mut proxy, &empty);
+            assert_eq!(device.packet_in(&case.first), None);
+        }
+    });
+}
+
+/// S6
+#[test]
+fn session_affinity_goes_by_the_clients_address() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        let case = cases().remove(0);
+        let backends: Vec<SocketAddr> = (1..=50)
+            .map(|last| SocketAddr::new(IpAddr::from([10, 244, 1, last]), 8080))
+            .collect();
+        let mut port = port(&[(case.frontend, NODE_PORT)], &backends);
+        port.affinity = Some(Duration::from_secs(3600));
+        sync(&mut proxy, &Desired::from([(case.key.clone(), port.clone())]));
+        let mut packet = case.first.clone();
+        let mut at = |source_port: u16| {
+            packet.source.set_port(source_port);
+            device.packet_in(&packet).unwrap().destination
+        };
+        let chosen = at(50000);
+        assert!((50001..50020).all(|port| at(port) == chosen));
+        port.backends.retain(|backend| backend.address != chosen);
+        sync(&mut proxy, &Desired::from([(case.key, port)]));
+        let anew = at(50020);
+        assert_ne!(anew, chosen);
+        assert!((50021..50040).all(|port| at(port) == anew));
+    });
+}
+
+/// S22
+#[test]
+fn options_are_carried_and_fragments_let_alone() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        for case in cases().into_iter().take(2) {
+            sync(&mut proxy, &case.desired(Place::ThisNode));
+            let options = Packet {
+                options: vec![1; 8],
+                ..case.first.clone()
+            };
+            assert_eq!(device.packet_in(&options).unwrap(), options.to(case.backend));
+            // More fragments; the last one; don't fragment, which is none.
+            for fragment in [0x2000, 0x0010] {
+                let packet = Packet {
+                    fragment,
+                    ..case.first.clone()
+                };
+                assert_eq!(device.frame_in(&packet.bytes()).unwrap(), packet.bytes());
+            }
+            let whole = Packet {
+                fragment: 0x4000,
+                ..case.first.clone()
+            };
+            assert_eq!(device.packet_in(&whole).unwrap(), whole.to(case.backend));
+        }
+        let summary = proxy.summary().unwrap();
+        assert!(summary.counters.contains(&("fragments", 4)), "{summary:?}");
+    });
+}
+
+/// S22
+#[test]
+fn frames_cut_short_anywhere_pass_untouched() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        for case in cases() {
+            sync(&mut proxy, &case.desired(Place::ThisNode));
+            let frame = Packet {
+                payload: Vec::new(),
+                ..case.first.clone()
+            }
+            .bytes();
+            // Anything shorter than the Ethernet and IP headers the kernel does not take in a test run.
+            let ip_header = if case.first.source.is_ipv4() { 20 } else { 40 };
+            for length in 14 + ip_header..frame.len() {
+                assert_eq!(
+                    device.frame_in(&frame[..length]).unwrap(),
+                    &frame[..length],
+                    "{length} bytes"
+                );
+            }
+        }
+    });
+}
+
+/// S2 S22
+#[test]
+fn unrelated_packets_pass_untouched() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        let desired = cases()
+            .iter()
+            .flat_map(|case| {
+                let mut desired = case.desired(Place::ThisNode);
+                let mut internal = case.key.clone();
+                internal.name = "internal".to_owned();
+                let address = if case.first.source.is_ipv4() {
+                    "10.96.0.1:80"
+                } else {
+                    "[fd96::1]:80"
+                };
+                desired.insert(
+                    internal,
+                    port(&[(address, FrontendKind::ClusterIp)], &[case.backend]),
+                );
+                desired
+            })
+            .collect();
+        sync(&mut proxy, &desired);
+        for packet in [
+            tcp("198.51.100.7:40000", "192.0.2.1:22", SYN),
+            udp("198.51.100.7:40000", "192.0.2.1:53"),
+            tcp("[2001:db8:f::7]:40000", "[2001:db8::1]:22", SYN),
+            // A ClusterIP is not served to other hosts.
+            tcp("198.51.100.7:40000", "10.96.0.1:80", SYN),
+            // In mid-connection, without a beginning.
+            tcp("198.51.100.7:40000", "192.0.2.1:30080", ACK),
+            // The IPv4 frontend, mapped into IPv6.
+            tcp("[2001:db8:f::7]:40000", "[::ffff:192.0.2.1]:30080", SYN),
+        ] {
+            assert_eq!(device.packet_in(&packet).unwrap(), packet);
+            assert_eq!(device.packet_out(&packet).unwrap(), packet);
+        }
+    });
+}
+
+/// S22
+#[test]
+fn a_udp_packet_without_checksum_stays_without() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        let case = cases().remove(1);
+        sync(&mut proxy, &case.desired(Place::ThisNode));
+        let packet = Packet {
+            checksum: false,
+            ..case.first
+        };
+        assert_eq!(device.packet_in(&packet).unwrap(), packet.to(case.backend));
+    });
+}
+
+/// S5
+#[test]
+fn one_client_port_to_two_frontends_is_two_connections() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        let case = cases().remove(0);
+        let frontends = [("192.0.2.1:30080", NODE_PORT), ("192.0.2.1:30081", NODE_PORT)];
+        sync(
+            &mut proxy,
+            &Desired::from([(case.key, port(&frontends, &[case.backend]))]),
+        );
+        let first = tcp("198.51.100.7:40000", "192.0.2.1:30080", SYN);
+        let second = tcp("198.51.100.7:40000", "192.0.2.1:30081", SYN);
+        let opened = device.packet_in(&first).unwrap();
+        assert_eq!(
+            device.packet_in(&second),
+            None,
+            "replies to the two could not be told apart"
+        );
+        assert_eq!(
+            device.packet_out(&opened.reply(RST)).unwrap().source,
+            first.destination
+        );
+        let opened = device.packet_in(&second).unwrap();
+        assert_eq!(
+            device.packet_out(&opened.reply(SYN | ACK)).unwrap().source,
+            second.destination
+        );
+    });
+}
