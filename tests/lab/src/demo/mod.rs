@@ -185,15 +185,18 @@ fn checks(stage: &mut Stage, progress: &Progress) -> Vec<Row> {
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table
-        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .load_preset(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(["what", "requests", "result"]);
+        .set_header(["WHAT", "REQUESTS", "RESULT"]);
     for row in rows {
         let (requests, result) = match &row.result {
             Ok(said) => (row.requests.to_string(), format!("ok: {said}")),
             Err(error) => (String::new(), format!("FAILED: {error:#}")),
         };
         table.add_row([row.what.clone(), requests, result]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
     }
     table
 }
