@@ -240,12 +240,13 @@ fn a_node_that_does_not_forward_is_made_to() {
         [("node1", "a"), ("node2", "b")].map(|(node, name)| lab.pod_add(node, name, &[], &[]).unwrap());
     for node in lab.nodes() {
         let place = lab.node(&node);
-        // As a hardened host's own settings do at boot, before the daemon starts.
+        // As a hardened host's settings and Docker do, before the daemon starts.
         lab.stop_sluiced(&node).unwrap();
         place
             .sh(
                 "cd /proc/sys/net; echo 0 > ipv4/ip_forward; echo 0 > ipv6/conf/all/forwarding; \
-                 for f in ipv4/conf/*/rp_filter; do echo 1 > $f; done",
+                 for f in ipv4/conf/*/rp_filter; do echo 1 > $f; done; \
+                 iptables -P FORWARD DROP && ip6tables -P FORWARD DROP",
             )
             .unwrap();
         lab.start_sluiced(&node).unwrap();
