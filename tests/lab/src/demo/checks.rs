@@ -12,6 +12,8 @@ use crate::place::{Node, url};
 /// ClusterIPs as the manifests have them: IPv4, IPv6.
 pub(super) const KUBIA_WEB: [&str; 2] = ["10.96.0.11", "fd00:96::11"];
 const KUBIA: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
+const KUBIA_NODEPORT: [&str; 2] = ["10.96.0.12", "fd00:96::12"];
+const KUBIA_LOADBALANCER: [&str; 2] = ["10.96.0.14", "fd00:96::14"];
 const EXTERNAL: &str = "10.96.0.13";
 pub(super) const NODE_PORT: u16 = 30123;
 const LOAD_BALANCER_PORT: u16 = 30124;
@@ -111,7 +113,9 @@ pub(super) fn spread(stage: &mut Stage) -> Outcome {
     let mut requests = 0;
     for (_, from) in stage.clients()? {
         for is_v4 in stage.families() {
-            requests += count(&from, of(KUBIA_WEB, is_v4), 80, 30, &mut counts)?;
+            for addresses in [KUBIA_WEB, KUBIA_NODEPORT, KUBIA_LOADBALANCER] {
+                requests += count(&from, of(addresses, is_v4), 80, 20, &mut counts)?;
+            }
         }
     }
     all_answered(stage, &counts)?;

@@ -154,7 +154,7 @@ fn checks(stage: &mut Stage, progress: &Progress) -> Vec<Row> {
         ("Services known on every node", checks::known),
         ("pod to pod, source address kept", checks::pod_to_pod),
         ("node to pod", checks::node_to_pod),
-        ("ClusterIP kubia-web from pods and nodes", checks::spread),
+        ("ClusterIPs of the kubia Services, pods and nodes", checks::spread),
         ("ClusterIP kubia, sessionAffinity ClientIP", checks::affinity),
         ("external-service, Endpoints by hand", checks::external),
         ("NodePort 30123 from outside, every node", checks::node_port),
