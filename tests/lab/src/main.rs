@@ -67,6 +67,8 @@ enum Verb {
         all: bool,
     },
     /// Show what works: three nodes, pods, Services, a killed daemon; then remove it all
+    // Two subnets, so that pods reach each other both by plain routes and through the tunnel.
+    #[command(mut_arg("name", |name| name.default_value("demo")), mut_arg("subnets", |subnets| subnets.default_value("2")))]
     Demo {
         /// Leave the lab up at the end
         #[arg(long)]

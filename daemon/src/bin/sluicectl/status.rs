@@ -104,9 +104,13 @@ fn pool_row(pool: &Pool) -> String {
     } else {
         ""
     };
+    // Nobody counts an IPv6 subnet's addresses.
+    let size = u32::try_from(pool.size)
+        .map(|size| format!(" of {size}"))
+        .unwrap_or_default();
     format!(
-        "{}: {} of {} held, {} resting{warning}",
-        pool.cidr, pool.held, pool.size, pool.resting
+        "{}: {}{size} held, {} resting{warning}",
+        pool.cidr, pool.held, pool.resting
     )
 }
 

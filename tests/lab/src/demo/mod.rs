@@ -19,8 +19,6 @@ use crate::place::{Node, Running, url};
 use crate::pods::{Pod, default_script};
 use crate::progress::Progress;
 
-/// The lab's name unless another is asked for, apart from that of `up`.
-const NAME: &str = "demo";
 /// The label that the tutorial's Services select.
 const LABEL: (&str, &str) = ("app", "kubia");
 /// Compiled in, so that the demo runs from any folder.
@@ -75,13 +73,9 @@ struct Stage {
 /// # Errors
 /// The lab could not be made.
 pub fn run(options: &Options, keep: bool) -> Result<i32> {
-    let mut options = options.clone();
-    if options.name == Options::default().name {
-        NAME.clone_into(&mut options.name);
-    }
     down_on_interrupt(&options.name)?;
     let progress = Progress::new();
-    let mut stage = set_up(&options, &progress)?;
+    let mut stage = set_up(options, &progress)?;
     let rows = checks(&mut stage, &progress);
     let figures = figures::take(&stage, &progress);
     drop(progress);
