@@ -17,9 +17,6 @@ use tempfile::tempdir;
 
 use crate::{cidrs, give, ip, open, pod};
 
-/// Set for the process that [`worker`] is to be.
-const WORKER: &str = "SLUICE_IPAM_WORKER";
-
 /// Frees what all still hold and mends the rest; then nothing may be left.
 #[track_caller]
 fn collect_all(store: &Store, root: &Path) {
@@ -55,36 +52,17 @@ fn assert_guarded_once(store: &Store, root: &Path) {
     }
 }
 
+/// The example `churn`, which cargo builds for tests too, beside their own folder.
 fn start_worker(root: &Path, name: &str) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "crash::worker", "--nocapture"])
-        .env(WORKER, root.join(name));
-    command
+    let own = std::env::current_exe().unwrap();
+    let churn = own.parent().unwrap().with_file_name("examples").join("churn");
+    Command::new(churn)
+        .arg(root)
+        .arg(name)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap()
-}
-
-// C9: not a test of its own but the process that the next one kills: gives and frees until then.
-#[test]
-fn worker() {
-    let Ok(told) = std::env::var(WORKER) else {
-        return;
-    };
-    let told = Path::new(&told);
-    let name = told.file_name().unwrap().to_str().unwrap();
-    let store = Store::open(told.parent().unwrap(), Duration::ZERO).unwrap();
-    fs::write(told.with_extension("started"), "").unwrap();
-    let pools = cidrs(&["10.1.0.0/27", "fd00::/64"]);
-    for round in 0_u64.. {
-        let id = format!("{name}-{}", round % 4);
-        let _ = give(&store, &id, &pools, &[]);
-        if round % 3 != 0 {
-            let _ = store.free(&pod(format!("{name}-{}", (round + 2) % 4)));
-        }
-    }
 }
 
 // C9 I1
