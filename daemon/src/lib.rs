@@ -13,6 +13,7 @@ pub mod host;
 pub mod install;
 pub mod mounts;
 pub mod network;
+pub mod probe;
 pub mod proxy;
 pub mod reconcile;
 pub mod state;

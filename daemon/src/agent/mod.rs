@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::admin::socket::Question;
 use crate::config::{Config, ProxyMode};
@@ -17,6 +17,7 @@ use crate::datastore::Event;
 use crate::egress;
 use crate::host::watch::Report;
 use crate::network::{self, Network};
+use crate::probe::Target;
 use crate::proxy::{Proxy, Surroundings};
 use crate::state::balance::NodeView;
 use crate::state::cluster::{Cluster, Touched};
@@ -49,6 +50,8 @@ pub struct Inputs {
     pub kernel: mpsc::Receiver<()>,
     /// The host: what gets in the way on it.
     pub host: mpsc::Receiver<Report>,
+    /// The probes: which ways to other nodes do not carry.
+    pub probes: mpsc::Receiver<Vec<String>>,
     /// Operators.
     pub questions: mpsc::Receiver<Question>,
 }
@@ -67,6 +70,8 @@ pub struct Agent {
     routes: NodeRoutes,
     view: NodeView,
     outcome: Option<network::Outcome>,
+    /// The ways that are to be probed.
+    probed: watch::Sender<Vec<Target>>,
     masquerade: Option<egress::Masquerade>,
     surroundings: Option<Surroundings>,
     services: BTreeMap<ServicePortKey, ServicePort>,
@@ -118,6 +123,7 @@ impl Agent {
             routes: NodeRoutes::default(),
             view: NodeView::default(),
             outcome: None,
+            probed: watch::Sender::new(Vec::new()),
             masquerade: None,
             surroundings: None,
             services: BTreeMap::new(),
@@ -126,6 +132,11 @@ impl Agent {
             drift_repaired: 0,
             problems: BTreeMap::new(),
         })
+    }
+
+    /// The ways to other nodes that are to be probed, as they change.
+    pub fn probed(&self) -> watch::Receiver<Vec<Target>> {
+        self.probed.subscribe()
     }
 
     /// Runs until the datastore ends.
@@ -150,6 +161,11 @@ impl Agent {
                 }
                 Some(report) = inputs.host.recv() => {
                     self.fold_host(report);
+                    continue;
+                }
+                Some(problems) = inputs.probes.recv() => {
+                    self.found("probes", problems);
+                    self.tell_plugin();
                     continue;
                 }
                 Some(question) = inputs.questions.recv() => {
@@ -248,7 +264,9 @@ impl Agent {
     /// What pods that run already may suffer from.
     fn impairments(&self) -> Vec<&str> {
         // What is wrong with an object in the datastore is its author's trouble, not that of this node's pods.
-        let of_the_node = ["network", "egress", "proxy", "pod MTU", "forward", "host"];
+        let of_the_node = [
+            "network", "egress", "proxy", "pod MTU", "forward", "host", "probes",
+        ];
         of_the_node
             .iter()
             .filter_map(|finder| self.problems.get(finder))

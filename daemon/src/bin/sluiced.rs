@@ -12,7 +12,7 @@ use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::proxy::Proxy;
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options};
-use sluice_daemon::{datastore, host, install, mounts, network};
+use sluice_daemon::{datastore, host, install, mounts, network, probe};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -139,10 +139,16 @@ async fn run(config: Config) -> anyhow::Result<()> {
         report_sender,
     ));
     let agent = Agent::new(config.clone(), proxy)?;
+    let (problem_sender, probes) = mpsc::channel(1);
+    tokio::spawn(probe::run(
+        config.network.vxlan.port,
+        agent.probed(),
+        problem_sender,
+    ));
     let store = datastore::manifests::run(config.datastore.manifests.directory, event_sender);
     tokio::select! {
         ended = store => ended.context("watching the manifests"),
-        () = agent.run(Inputs { events, kernel, host: reports, questions }) => Ok(()),
+        () = agent.run(Inputs { events, kernel, host: reports, probes, questions }) => Ok(()),
     }
 }
 
