@@ -102,7 +102,7 @@ impl Agent {
     pub fn new(config: Config, proxy: Option<Box<dyn Proxy>>) -> anyhow::Result<Self> {
         Ok(Self {
             network: Network::open(config.network.clone())?,
-            node_file: node_file::Writer::new(&config.node_name),
+            node_file: node_file::Writer::new(&config.node_name, &config.ipam.reserved),
             config,
             started: Instant::now(),
             proxy,

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use ipnetwork::IpNetwork;
 use sluice_cni::names::{CONFLIST, GATEWAY_V4, GATEWAY_V6, NODE_FILE};
 use sluice_cni::node_file::{NodeFile, VERSION};
 
@@ -14,14 +15,16 @@ use crate::state::node_routes::NodeRoutes;
 /// Writes both files when their content changes.
 pub struct Writer {
     node_name: String,
+    reserved: Vec<IpNetwork>,
     written: Option<NodeFile>,
 }
 
 impl Writer {
-    /// A writer for the node called `node_name`.
-    pub fn new(node_name: &str) -> Self {
+    /// A writer for the node called `node_name`, whose pods never get an address in `reserved`.
+    pub fn new(node_name: &str, reserved: &[IpNetwork]) -> Self {
         Self {
             node_name: node_name.to_owned(),
+            reserved: reserved.to_vec(),
             written: None,
         }
     }
@@ -42,6 +45,7 @@ impl Writer {
             gateway_v4: GATEWAY_V4,
             gateway_v6: GATEWAY_V6,
             mtu: outcome.pod_mtu,
+            reserved: self.reserved.clone(),
             not_ready: awaiting.join("; "),
             impaired: String::new(),
         };
@@ -80,7 +84,7 @@ fn ensure_conflist(path: &Path) -> io::Result<()> {
 }
 
 fn conflist() -> String {
-    let plugin = serde_json::json!({ "type": "sluice", "capabilities": { "ips": true, "mac": true } });
+    let plugin = serde_json::json!({ "type": "sluice", "capabilities": { "ips": true, "mac": true, "portMappings": true, "bandwidth": true } });
     let list = serde_json::json!({ "cniVersion": "1.1.0", "name": "sluice", "plugins": [plugin] });
     format!("{list:#}\n")
 }
