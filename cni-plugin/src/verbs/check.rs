@@ -142,17 +142,12 @@ impl Check {
                 ));
             }
         }
-        if let Some(record) = found.filter(|_| !wanted.is_empty()) {
-            if record
-                .addresses
-                .iter()
-                .any(|address| !self.addresses.contains(address))
-            {
-                self.differs(format!(
-                    "its host ports lead to {:?}, which prevResult does not tell of",
-                    record.addresses
-                ));
-            }
+        let astray = found.filter(|_| !wanted.is_empty()).is_some_and(|record| {
+            let unknown = |address| !self.addresses.contains(address);
+            record.addresses.iter().any(unknown)
+        });
+        if astray {
+            self.differs("its host ports lead to addresses that prevResult does not tell of".to_owned());
         }
         Ok(())
     }
