@@ -197,3 +197,16 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Failure
     let path = path.to_owned();
     move |error| Failure::new(Code::Io, format!("{doing} {}: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::{HOST_PORTS_DIRECTORY, IPAM_DIRECTORY};
+
+    /// S25
+    #[test]
+    fn plugin_and_daemon_mean_the_same_directory() {
+        let beside = HostPorts::beside(Path::new(IPAM_DIRECTORY));
+        assert_eq!(beside.directory(), Path::new(HOST_PORTS_DIRECTORY));
+    }
+}
