@@ -7,10 +7,12 @@
 //!
 //! This crate never talks to the daemon, to an API server or to the network: all it needs lies on the node.
 
+pub mod bandwidth;
 pub mod call;
 pub mod collect;
 pub mod config;
 pub mod error;
+pub mod host_ports;
 pub mod invocation;
 pub mod mac;
 pub mod mtu;
@@ -20,6 +22,7 @@ pub mod netns;
 pub mod node_file;
 pub mod requests;
 pub mod result;
+pub mod shaping;
 pub mod verbs;
 pub mod version;
 pub mod wiring;

@@ -2,13 +2,16 @@
 //!
 //! Events are folded in and only mark what is dirty; then one pass applies what is, in a written order: network first
 //! (Services lead nowhere without it), then egress, then Services, and last what tells the plugin that pods can be
-//! wired. Nothing is applied before the datastore's first full list is in. There is no shutdown: whatever is in the
+//! wired. Nothing is applied before the datastore's first full list and this node's host ports are in. There is no shutdown: whatever is in the
 //! kernel keeps working, and the next start adopts it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
+use sluice_cni::host_ports::Record;
+use sluice_cni::names::HOST_PORTS_DIRECTORY;
+use sluice_ipam::Attachment;
 use tokio::sync::{mpsc, watch};
 
 use crate::admin::socket::Question;
@@ -16,6 +19,7 @@ use crate::config::{Config, ProxyMode};
 use crate::datastore::Event;
 use crate::egress;
 use crate::host::watch::Report;
+use crate::host_ports::Snapshot;
 use crate::network::{self, Network};
 use crate::probe::Target;
 use crate::proxy::{Proxy, Surroundings};
@@ -25,6 +29,7 @@ use crate::state::node_routes::NodeRoutes;
 use crate::state::objects::ObjectName;
 use crate::state::service_port::{ServicePort, ServicePortKey};
 
+mod host_port_pass;
 mod node_file;
 mod node_passes;
 mod reporting;
@@ -46,6 +51,8 @@ const UPKEEP: Duration = Duration::from_secs(15);
 pub struct Inputs {
     /// The datastore.
     pub events: mpsc::Receiver<Event>,
+    /// The plugin: the host ports of this node's pods, or why they cannot be read.
+    pub host_ports: mpsc::Receiver<Result<Snapshot, String>>,
     /// The kernel: something of the network changed.
     pub kernel: mpsc::Receiver<()>,
     /// The host: what gets in the way on it.
@@ -74,7 +81,10 @@ pub struct Agent {
     probed: watch::Sender<Vec<Target>>,
     masquerade: Option<egress::Masquerade>,
     surroundings: Option<Surroundings>,
+    /// Those of host ports among them.
     services: BTreeMap<ServicePortKey, ServicePort>,
+    /// The pods with host ports; nothing until they were read.
+    host_ports: Option<BTreeMap<Attachment, Record>>,
     service_failures: BTreeMap<ServicePortKey, String>,
     synced: bool,
     drift_repaired: u64,
@@ -90,13 +100,19 @@ struct Marks {
     audit: bool,
     services: BTreeSet<ObjectName>,
     all_services: bool,
+    host_ports: bool,
     /// Keys whose sync failed, or which changed and are not yet synced.
     keys: BTreeSet<ServicePortKey>,
 }
 
 impl Marks {
     fn any(&self) -> bool {
-        self.nodes || self.audit || self.all_services || !self.services.is_empty() || !self.keys.is_empty()
+        self.nodes
+            || self.audit
+            || self.all_services
+            || self.host_ports
+            || !self.services.is_empty()
+            || !self.keys.is_empty()
     }
 }
 
@@ -108,7 +124,7 @@ impl Agent {
     pub fn new(config: Config, proxy: Option<Box<dyn Proxy>>) -> anyhow::Result<Self> {
         Ok(Self {
             network: Network::open(config.network.clone())?,
-            node_file: node_file::Writer::new(&config.node_name),
+            node_file: node_file::Writer::new(&config),
             config,
             started: Instant::now(),
             proxy,
@@ -127,6 +143,7 @@ impl Agent {
             masquerade: None,
             surroundings: None,
             services: BTreeMap::new(),
+            host_ports: None,
             service_failures: BTreeMap::new(),
             synced: false,
             drift_repaired: 0,
@@ -155,6 +172,7 @@ impl Agent {
                         self.fold(event);
                     }
                 }
+                Some(snapshot) = inputs.host_ports.recv() => self.take_host_ports(snapshot),
                 Some(()) = inputs.kernel.recv() => {
                     gathered.get_or_insert_with(|| tokio::time::Instant::now() + GATHER);
                     continue;
@@ -185,7 +203,8 @@ impl Agent {
                 }
             }
             retry = None;
-            if self.loaded && self.dirty.any() && !self.pass().await {
+            // The first sync removes what is not known: nothing may be missing from it.
+            if self.loaded && self.host_ports.is_some() && self.dirty.any() && !self.pass().await {
                 retry = Some(tokio::time::Instant::now() + RETRY);
             }
         }
@@ -281,6 +300,8 @@ impl Agent {
         let name = &self.config.node_name;
         if !self.loaded {
             awaiting.push("the datastore's first full list".to_owned());
+        } else if self.host_ports.is_none() {
+            awaiting.push(format!("the host ports in {HOST_PORTS_DIRECTORY} to be read"));
         } else if self.cluster.node(name).is_none() {
             awaiting.push(format!("a Node object called {name:?} in the datastore"));
         } else if self.routes.own.is_empty() {
