@@ -2,6 +2,11 @@
 //!
 //! Asks through real sockets only; what a daemon says of itself is never taken for proof that packets flow.
 
+pub mod containerd;
+pub mod cri;
+pub mod oci_image;
+pub mod podman;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
