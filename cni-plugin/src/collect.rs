@@ -93,7 +93,7 @@ pub fn collect(
 }
 
 /// Whom a device serves, by its alias; nothing when the name does not fit it, for then it is not Sluice's.
-fn served(link: &Link) -> Option<Attachment> {
+pub(crate) fn served(link: &Link) -> Option<Attachment> {
     let (container_id, ifname) = link.alias.split_once('/')?;
     let attachment = Attachment::new(container_id, ifname).ok()?;
     (mac::host_device(&attachment) == link.name).then_some(attachment)

@@ -205,6 +205,7 @@ impl Agent {
         if marks.nodes || marks.audit {
             done &= self.apply_network(marks.nodes).await;
             done &= self.apply_egress().await;
+            done &= self.apply_pod_mtu().await;
             self.apply_forward().await;
         }
         done &= self.apply_services(&marks);

@@ -1,5 +1,9 @@
 //! The passes over what the node itself needs: its network and its egress.
 
+use std::path::Path;
+
+use sluice_cni::names::IPAM_DIRECTORY;
+
 use super::Agent;
 use crate::egress;
 use crate::forward;
@@ -41,8 +45,9 @@ impl Agent {
             self.view = view;
             self.dirty.all_services = true;
         }
+        let done = outcome.failed == 0;
         self.outcome = Some(outcome);
-        true
+        done
     }
 
     fn view_of(&self, own: &Node) -> NodeView {
@@ -88,6 +93,34 @@ impl Agent {
                 false
             }
         }
+    }
+
+    /// Gives running pods the MTU that the network has now.
+    pub(super) async fn apply_pod_mtu(&mut self) -> bool {
+        let Some(mtu) = self
+            .outcome
+            .as_ref()
+            .filter(|outcome| outcome.pods_behind > 0)
+            .map(|o| o.pod_mtu)
+        else {
+            self.found("pod MTU", Vec::new());
+            return true;
+        };
+        // It moves its thread into the pods' namespaces: not the one that everything else runs on.
+        let followed = tokio::task::spawn_blocking(move || {
+            sluice_cni::mtu::follow(Path::new(IPAM_DIRECTORY), sluice_ipam::DEFAULT_REST, mtu)
+        });
+        let problem = match followed.await {
+            Ok(Ok(pods)) => {
+                tracing::info!(pods, mtu, "running pods have the network's MTU");
+                None
+            }
+            Ok(Err(failure)) => Some(failure.to_string()),
+            Err(error) => Some(format!("setting the MTU of pods ended: {error}")),
+        };
+        let done = problem.is_none();
+        self.found("pod MTU", problem.into_iter().collect());
+        done
     }
 
     /// Lets pods through the host's own firewall. What cannot be done is looked at again in its own time: it hurts
