@@ -83,7 +83,10 @@ fn ensure_conflist(path: &Path) -> io::Result<()> {
 /// take no pod with it. Those that do know it find it in `cniVersions`, which the older ones pass over, and choose it.
 fn conflist() -> String {
     let versions = ["1.0.0", "1.1.0"];
-    let plugin = serde_json::json!({ "type": "sluice", "capabilities": { "ips": true, "mac": true } });
+    // Under Kubernetes a pod's annotations are the only way to ask for an address.
+    let capabilities =
+        serde_json::json!({ "ips": true, "mac": true, "io.kubernetes.cri.pod-annotations": true });
+    let plugin = serde_json::json!({ "type": "sluice", "capabilities": capabilities });
     let list = serde_json::json!({
         "cniVersion": versions[0], "cniVersions": versions, "name": "sluice", "plugins": [plugin],
     });
