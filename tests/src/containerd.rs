@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use sluice_lab::{Lab, Node, up, wait_until};
 
 use crate::cri::Client;
-use crate::{PATIENCE, oci_image};
+use crate::{PATIENCE, install_reference_plugins, oci_image};
 
 const CONFIG: &str = "/run/containerd.toml";
 const PID: &str = "/run/containerd.pid";
@@ -33,6 +33,8 @@ impl<'lab> Containerd<'lab> {
             lab,
             node: node.to_owned(),
         };
+        // Its CRI service has the loopback device of every sandbox switched on by a plugin.
+        install_reference_plugins(&containerd.place(), &["loopback"])?;
         containerd.write(CONFIG, config().as_bytes())?;
         containerd.run()?;
         containerd.write("/run/image.tar", &oci_image::archive()?)?;
@@ -80,6 +82,27 @@ impl<'lab> Containerd<'lab> {
                 .status
                 .success())
         })
+    }
+
+    /// Kills what keeps a sandbox and takes its namespace away, behind containerd's back.
+    ///
+    /// # Errors
+    /// There is no such sandbox.
+    pub fn wreck(&self, sandbox: &str) -> Result<()> {
+        let task = format!("/run/containerd-state/io.containerd.runtime.v2.task/k8s.io/{sandbox}");
+        // The shim is its container's parent.
+        let script = format!(
+            "inside=$(cat {task}/init.pid) && netns=$(readlink /proc/$inside/ns/net) && \
+             kill -9 $(cut -d ' ' -f 4 /proc/$inside/stat) $inside && \
+             for f in /run/netns/cni-*; do \
+               if [ \"net:[$(stat -c %i $f)]\" = \"$netns\" ]; then umount $f && rm $f && echo gone; fi; \
+             done"
+        );
+        let said = self.place().sh(&script)?;
+        if said.trim() != "gone" {
+            bail!("the namespace of {sandbox} was not found: {said}");
+        }
+        Ok(())
     }
 
     /// The node.
@@ -181,6 +204,8 @@ state = "/run/containerd-state"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{}"
   disable_cgroup = true
+  # A score below the caller's takes a right that containers, in which tests may run, are not given.
+  restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/opt/cni/bin"
     conf_dir = "/etc/cni/net.d"

@@ -46,6 +46,49 @@ pub struct PodSandboxConfig {
     pub linux: Option<LinuxPodSandboxConfig>,
 }
 
+impl PodSandboxConfig {
+    /// What a kubelet asks for, for a pod of the namespace `default` with a hostPort, 18080, and what kubelets add.
+    #[must_use]
+    pub fn of_pod(name: &str) -> Self {
+        let owned = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect()
+        };
+        let port = |protocol, container_port, host_port| PortMapping {
+            protocol,
+            container_port,
+            host_port,
+            host_ip: String::new(),
+        };
+        Self {
+            metadata: Some(PodSandboxMetadata {
+                name: name.to_owned(),
+                uid: format!("uid-of-{name}"),
+                namespace: "default".to_owned(),
+                attempt: 0,
+            }),
+            hostname: name.to_owned(),
+            log_directory: format!("/var/log/pods/{name}"),
+            dns_config: Some(DnsConfig {
+                servers: vec!["10.96.0.53".to_owned()],
+                searches: vec!["default.svc.cluster.local".to_owned(), "cluster.local".to_owned()],
+                options: vec!["ndots:5".to_owned()],
+            }),
+            port_mappings: vec![port(0, 8080, 18080), port(1, 53, 0)],
+            labels: owned(&[("app", name), ("io.kubernetes.pod.name", name)]),
+            annotations: owned(&[
+                ("kubernetes.io/ingress-bandwidth", "10M"),
+                ("example.com/multi-line", "a;b=c\n\"d\""),
+            ]),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: format!("/kubepods/besteffort/pod-{name}"),
+            }),
+        }
+    }
+}
+
 /// Which pod a sandbox is.
 #[derive(Clone, PartialEq, Message)]
 pub struct PodSandboxMetadata {

@@ -63,7 +63,7 @@ impl<'lab> Podman<'lab> {
         self.place.run(&[&start, arguments].concat())
     }
 
-    /// Starts a container in `network`, waits until it serves and gives its addresses.
+    /// Starts a container in `network` (a name, or with `:key=value` what it asks for), waits until it serves and gives its addresses.
     ///
     /// # Errors
     /// It does not start.
@@ -86,7 +86,8 @@ impl<'lab> Podman<'lab> {
             Ok(self.inside(name, &["wget", "-q", "-O", "-", &get])?.trim() == name)
         })?;
         let inspected: Value = serde_json::from_str(&self.run(&["inspect", name])?)?;
-        let found = &inspected[0]["NetworkSettings"]["Networks"][network];
+        let bare = network.split(':').next().unwrap_or(network);
+        let found = &inspected[0]["NetworkSettings"]["Networks"][bare];
         ["IPAddress", "GlobalIPv6Address"]
             .iter()
             .filter_map(|key| found[key].as_str().filter(|address| !address.is_empty()))
