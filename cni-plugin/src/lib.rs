@@ -8,10 +8,12 @@
 //! This crate never talks to the daemon, to an API server or to the network: all it needs lies on the node.
 
 pub mod arguments;
+pub mod bandwidth;
 pub mod call;
 pub mod collect;
 pub mod config;
 pub mod error;
+pub mod host_ports;
 pub mod invocation;
 pub mod mac;
 pub mod mtu;
@@ -21,6 +23,7 @@ pub mod netns;
 pub mod node_file;
 pub mod requests;
 pub mod result;
+pub mod shaping;
 pub mod verbs;
 pub mod version;
 pub mod wiring;

@@ -22,6 +22,9 @@ pub const NODE_FILE: &str = "/run/sluice/node.json";
 /// Root of the address store, on tmpfs: an allocation cannot outlive the boot its namespace lived in.
 pub const IPAM_DIRECTORY: &str = "/run/sluice/ipam";
 
+/// The host ports of this node's pods, beside the address store; see [`crate::host_ports`].
+pub const HOST_PORTS_DIRECTORY: &str = "/run/sluice/hostports";
+
 /// The CNI network config, by which a runtime finds the plugin; the daemon writes it once pods can be wired.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-sluice.conflist";
 

@@ -214,15 +214,10 @@ fn explain(plan: &Plan, error: NetlinkError) -> Failure {
     error.into()
 }
 
-/// Removes the host's end of `attachment` and with it the pod's. Says whether there was one.
+/// Removes the device `name`, and with one end of a pair the other; says whether it was there.
 ///
 /// # Errors
-/// Code 100 with the kernel's answer.
-pub fn remove(attachment: &Attachment) -> Result<bool, Failure> {
-    let mut host = Netlink::open()?;
-    remove_with(&mut host, &mac::host_device(attachment), &attachment.to_string())
-}
-
+/// Code 100 when it serves another than `alias` says, or with the kernel's answer.
 pub(crate) fn remove_with(host: &mut Netlink, name: &str, alias: &str) -> Result<bool, Failure> {
     let Some(link) = look_up(host, name)? else {
         return Ok(false);

@@ -4,8 +4,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says what failed")]
 
+mod bandwidth;
 mod check;
 mod crash;
+mod host_ports;
 mod node;
 mod protocol;
 mod wiring;
