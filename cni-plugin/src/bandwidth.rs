@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use crate::config::field;
 use crate::error::{Code, Failure};
 
 /// Least rate in bits per second, as in Kubernetes: less carries no connection.
@@ -73,7 +74,7 @@ impl Bandwidth {
         let Value::Object(keys) = value else {
             return Err(Failure::new(Code::Config, format!("{key}: must be an object")));
         };
-        let number = |name: &str| match keys.get(name) {
+        let number = |name: &str| match field(keys, name) {
             None | Some(Value::Null) => Ok(0),
             Some(value) => value.as_u64().ok_or_else(|| {
                 let message = format!("{key}.{name} {value}: must be a whole number, not negative");
@@ -162,6 +163,8 @@ mod tests {
     fn rates_and_bursts_are_read() {
         let asked = json!({ "ingressRate": 8_000_000, "ingressBurst": 1_600_000, "egressRate": 16_000 });
         let found = read(asked).unwrap();
+        let containerd = json!({ "IngressRate": 8_000_000, "IngressBurst": 1_600_000, "EgressRate": 16_000 });
+        assert_eq!(read(containerd).unwrap(), found);
         let ingress = Limit {
             rate: 1_000_000,
             burst: 200_000,

@@ -236,6 +236,13 @@ impl Config {
     }
 }
 
+/// The value under `name`, else under a name that differs in case only: containerd writes the fields of capabilities
+/// as its Go structures have them (`HostPort`, `IngressRate`), and Go's reader does not mind.
+pub(crate) fn field<'a>(map: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    let alike = || map.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+    map.get(name).or_else(|| alike().map(|(_, value)| value))
+}
+
 /// Neither absent nor empty.
 fn some(value: &&Value) -> bool {
     match value {

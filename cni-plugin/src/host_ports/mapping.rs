@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::config::field;
 use crate::error::{Code, Failure};
 
 /// More are not taken from one pod: each is an entry of the dataplane's tables.
@@ -75,14 +76,15 @@ impl Mapping {
     /// The mapping that `entry` of the list `key` asks for.
     fn read(key: &str, entry: &Value) -> Result<Self, Failure> {
         let wrong = |why: &str| Failure::new(Code::Config, format!("{key} {entry}: {why}"));
+        let get = |name: &str| entry.as_object().and_then(|entry| field(entry, name));
         let port = |name: &str| {
-            let number = entry.get(name).and_then(Value::as_u64);
+            let number = get(name).and_then(Value::as_u64);
             let number = number.and_then(|number| u16::try_from(number).ok());
             number
                 .filter(|number| *number != 0)
                 .ok_or_else(|| wrong(&format!("{name} must be a port, 1 to 65535")))
         };
-        let text = |name: &str| match entry.get(name) {
+        let text = |name: &str| match get(name) {
             None | Some(Value::Null) => Ok(""),
             Some(Value::String(text)) => Ok(text.as_str()),
             Some(_) => Err(wrong(&format!("{name} must be text"))),
@@ -167,6 +169,16 @@ mod tests {
             .iter()
             .map(|mapping| format!("{mapping}->{}", mapping.container_port))
             .collect())
+    }
+
+    /// C10 C15
+    #[test]
+    fn containerd_writes_names_in_another_case() {
+        let entry =
+            json!({ "HostPort": 18080, "ContainerPort": 8080, "Protocol": "udp", "HostIP": "10.0.0.1" });
+        let usual =
+            json!({ "hostPort": 18080, "containerPort": 8080, "protocol": "udp", "hostIP": "10.0.0.1" });
+        assert_eq!(read(json!([entry])).unwrap(), read(json!([usual])).unwrap());
     }
 
     /// C10

@@ -93,10 +93,7 @@ fn ensure_conflist(path: &Path, host_ports: bool) -> io::Result<()> {
 fn conflist(host_ports: bool) -> String {
     let versions = ["1.0.0", "1.1.0"];
     let capabilities = serde_json::json!({
-        "ips": true,
-        "mac": true,
-        "bandwidth": true,
-        "portMappings": host_ports,
+        "ips": true, "mac": true, "bandwidth": true, "portMappings": host_ports,
         // Under Kubernetes a pod's annotations are the only way to ask for an address.
         "io.kubernetes.cri.pod-annotations": true,
     });
