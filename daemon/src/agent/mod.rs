@@ -18,7 +18,7 @@ use crate::admin::socket::Question;
 use crate::config::{Config, ProxyMode};
 use crate::datastore::Event;
 use crate::egress;
-use crate::forward::Forward;
+use crate::host::watch::Report;
 use crate::host_ports::Snapshot;
 use crate::network::{self, Network};
 use crate::proxy::{Proxy, Surroundings};
@@ -54,6 +54,8 @@ pub struct Inputs {
     pub host_ports: mpsc::Receiver<Result<Snapshot, String>>,
     /// The kernel: something of the network changed.
     pub kernel: mpsc::Receiver<()>,
+    /// The host: what gets in the way on it.
+    pub host: mpsc::Receiver<Report>,
     /// Operators.
     pub questions: mpsc::Receiver<Question>,
 }
@@ -73,7 +75,6 @@ pub struct Agent {
     view: NodeView,
     outcome: Option<network::Outcome>,
     masquerade: Option<egress::Masquerade>,
-    forward: Forward,
     surroundings: Option<Surroundings>,
     /// Those of host ports among them.
     services: BTreeMap<ServicePortKey, ServicePort>,
@@ -134,7 +135,6 @@ impl Agent {
             view: NodeView::default(),
             outcome: None,
             masquerade: None,
-            forward: Forward::default(),
             surroundings: None,
             services: BTreeMap::new(),
             host_ports: None,
@@ -164,6 +164,10 @@ impl Agent {
                 Some(snapshot) = inputs.host_ports.recv() => self.take_host_ports(snapshot),
                 Some(()) = inputs.kernel.recv() => {
                     gathered.get_or_insert_with(|| tokio::time::Instant::now() + GATHER);
+                    continue;
+                }
+                Some(report) = inputs.host.recv() => {
+                    self.fold_host(report);
                     continue;
                 }
                 Some(question) = inputs.questions.recv() => {
@@ -225,18 +229,24 @@ impl Agent {
             done &= self.apply_network(marks.nodes).await;
             done &= self.apply_egress().await;
             done &= self.apply_pod_mtu().await;
-            self.apply_forward().await;
         }
         done &= self.apply_services(&marks);
-        let problem = self
-            .node_file
-            .write(self.outcome.as_ref(), &self.routes, &self.awaiting());
-        done &= problem.is_none();
-        self.found("node file", problem.into_iter().collect());
+        done &= self.tell_plugin();
         if !done {
             // What of it failed is told apart by reading the kernel back, not by remembering.
             self.dirty.nodes = true;
         }
+        done
+    }
+
+    /// Leaves for the plugin what it must know; `false` if that failed.
+    fn tell_plugin(&mut self) -> bool {
+        let (awaiting, impairments) = (self.awaiting(), self.impairments().join("; "));
+        let problem = self
+            .node_file
+            .write(self.outcome.as_ref(), &self.routes, &awaiting, impairments);
+        let done = problem.is_none();
+        self.found("node file", problem.into_iter().collect());
         done
     }
 
@@ -252,6 +262,18 @@ impl Agent {
         if !list.is_empty() {
             self.problems.insert(finder, list);
         }
+    }
+
+    /// What pods that run already may suffer from.
+    fn impairments(&self) -> Vec<&str> {
+        // What is wrong with an object in the datastore is its author's trouble, not that of this node's pods.
+        let of_the_node = ["network", "egress", "proxy", "pod MTU", "forward", "host"];
+        of_the_node
+            .iter()
+            .filter_map(|finder| self.problems.get(finder))
+            .flatten()
+            .map(String::as_str)
+            .collect()
     }
 
     /// What is waited for before pods can be wired.

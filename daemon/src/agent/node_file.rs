@@ -39,6 +39,7 @@ impl Writer {
         outcome: Option<&Outcome>,
         routes: &NodeRoutes,
         awaiting: &[String],
+        impaired: String,
     ) -> Option<String> {
         // Before the first pass is through, an older daemon's file still tells the truth about the pods it wired.
         let outcome = outcome?;
@@ -51,7 +52,7 @@ impl Writer {
             mtu: outcome.pod_mtu,
             reserved: self.reserved.clone(),
             not_ready: awaiting.join("; "),
-            impaired: String::new(),
+            impaired,
         };
         if self.written.as_ref() != Some(&file) || !Path::new(NODE_FILE).exists() {
             if let Err(error) = file.write(Path::new(NODE_FILE)) {

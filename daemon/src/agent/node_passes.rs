@@ -6,7 +6,7 @@ use sluice_cni::names::IPAM_DIRECTORY;
 
 use super::Agent;
 use crate::egress;
-use crate::forward;
+use crate::host::watch::Report;
 use crate::state::balance::NodeView;
 use crate::state::node_routes::node_routes;
 use crate::state::objects::Node;
@@ -123,26 +123,15 @@ impl Agent {
         done
     }
 
-    /// Lets pods through the host's own firewall. What cannot be done is looked at again in its own time: it hurts
-    /// traffic between pods, but nothing else waits for it.
-    pub(super) async fn apply_forward(&mut self) {
-        if !self.forward.is_due() {
-            return;
+    /// Takes in what a look at the host brought, and tells the plugin if that changes what it must know.
+    pub(super) fn fold_host(&mut self, report: Report) {
+        for name in report.forward.opened {
+            tracing::info!(
+                "the host's FORWARD chain ({name}) refuses what it does not know: pods are let through"
+            );
         }
-        let cidrs: Vec<_> = self.config.cluster_cidrs.iter().copied().collect();
-        match tokio::task::spawn_blocking(move || forward::ensure(&cidrs)).await {
-            Ok(outcome) => {
-                for name in outcome.opened {
-                    tracing::info!(
-                        "the host's FORWARD chain ({name}) refuses what it does not know: pods are let through"
-                    );
-                }
-                self.found("forward", outcome.problems);
-            }
-            Err(error) => self.found(
-                "forward",
-                vec![format!("the look at the host's firewall ended: {error}")],
-            ),
-        }
+        self.found("forward", report.forward.problems);
+        self.found("host", report.findings.obstacles(self.proxy.is_some()));
+        self.tell_plugin();
     }
 }

@@ -13,7 +13,7 @@ use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::proxy::Proxy;
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options};
-use sluice_daemon::{datastore, host_ports, install, mounts, network};
+use sluice_daemon::{datastore, host, host_ports, install, mounts, network};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -129,19 +129,24 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let (event_sender, events) = mpsc::channel(1024);
     let (snapshot_sender, host_ports) = mpsc::channel(1);
     let (wake, kernel) = mpsc::channel(1);
+    let (report_sender, reports) = mpsc::channel(1);
 
     socket::serve(Path::new(admin::SOCKET), question_sender.clone()).await?;
     http::serve(&config.admin, question_sender).await?;
     let proxy = dataplane(config.proxy.mode)?;
     network::monitor::start(wake)?;
     tokio::spawn(collect_dead_pods());
+    tokio::spawn(host::watch::run(
+        config.cluster_cidrs.iter().copied().collect(),
+        report_sender,
+    ));
     let agent = Agent::new(config.clone(), proxy)?;
     let store = datastore::manifests::run(config.datastore.manifests.directory, event_sender);
     let records = host_ports::run(HostPorts::at(HOST_PORTS_DIRECTORY), snapshot_sender);
     tokio::select! {
         ended = records => ended.context("watching the host ports"),
         ended = store => ended.context("watching the manifests"),
-        () = agent.run(Inputs { events, host_ports, kernel, questions }) => Ok(()),
+        () = agent.run(Inputs { events, host_ports, kernel, host: reports, questions }) => Ok(()),
     }
 }
 
