@@ -97,6 +97,7 @@ pub fn keep(host: IpAddr, port: u16) -> Result<()> {
                             | ErrorKind::TimedOut
                             | ErrorKind::ConnectionRefused
                             | ErrorKind::HostUnreachable
+                            | ErrorKind::NetworkUnreachable
                     ) => {}
                 Err(error) => return Err(error).with_context(|| format!("asking {asked}")),
             }
