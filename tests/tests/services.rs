@@ -258,7 +258,11 @@ fn no_udp_client_stays_with_a_pod_that_is_gone_and_no_other_is_disturbed() {
             wait_until("who was with it is told and goes elsewhere", PATIENCE, || {
                 let lines = said(keeper)?;
                 let last = lines.last().map_or("", String::as_str);
-                Ok(lines.iter().any(|line| line == ABORTED) && NAMES.contains(&last) && last != gone)
+                if lines.iter().any(|line| line == ABORTED) && NAMES.contains(&last) && last != gone {
+                    return Ok(true);
+                }
+                let end = lines.len().saturating_sub(5);
+                anyhow::bail!("{keeper:?} was with {gone} and ended with {:?}", &lines[end..])
             })
             .unwrap();
         }

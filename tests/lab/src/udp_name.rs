@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 
 /// Answers on `port` of all addresses until killed.
 ///
@@ -90,6 +91,8 @@ pub fn keep(host: IpAddr, port: u16) -> Result<()> {
             match answer {
                 Ok(length) => print!("{}", String::from_utf8_lossy(&buffer[..length])),
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => break,
+                // Aborted while nobody waited for an answer: the socket is connected nowhere now, which sending says first.
+                Err(error) if error.raw_os_error() == Some(Errno::EDESTADDRREQ as i32) => break,
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -97,6 +100,7 @@ pub fn keep(host: IpAddr, port: u16) -> Result<()> {
                             | ErrorKind::TimedOut
                             | ErrorKind::ConnectionRefused
                             | ErrorKind::HostUnreachable
+                            | ErrorKind::NetworkUnreachable
                     ) => {}
                 Err(error) => return Err(error).with_context(|| format!("asking {asked}")),
             }
