@@ -77,7 +77,7 @@ pub fn collect(
         if !is_host_device(&link.name) || known.contains(&link.name) {
             continue;
         }
-        let Some(attachment) = served(&link) else {
+        let Some(attachment) = link.serves() else {
             continue;
         };
         if !device_live(&attachment) {
@@ -90,13 +90,6 @@ pub fn collect(
         }
     }
     Ok(collected)
-}
-
-/// Whom a device serves, by its alias; nothing when the name does not fit it, for then it is not Sluice's.
-fn served(link: &Link) -> Option<Attachment> {
-    let (container_id, ifname) = link.alias.split_once('/')?;
-    let attachment = Attachment::new(container_id, ifname).ok()?;
-    (mac::host_device(&attachment) == link.name).then_some(attachment)
 }
 
 /// Collects the attachments whose network namespace is gone and whose device went with it, sparing the young. Says

@@ -4,7 +4,8 @@
 //! on: the names and numbers of what Sluice makes on a host ([`names`]), the file through which the daemon tells the
 //! plugin about the node ([`node_file`]), and the collection of what dead sandboxes left ([`collect`]).
 //!
-//! This crate never talks to the daemon, to an API server or to the network: all it needs lies on the node.
+//! This crate never talks to an API server or to the network: all it needs lies on the node. The daemon is asked for one
+//! thing only, and nothing depends on its answer ([`removals`]).
 
 pub mod call;
 pub mod collect;
@@ -16,6 +17,7 @@ pub mod names;
 pub mod netlink;
 pub mod netns;
 pub mod node_file;
+pub mod removals;
 pub mod requests;
 pub mod result;
 pub mod verbs;

@@ -13,7 +13,7 @@ use crate::wiring;
 /// The kernel or the store refused: what is left, a repeated DEL or GC takes.
 pub fn del(attachment: &Attachment, config: &Config) -> Result<(), Failure> {
     // First the device: the addresses' rest begins when nothing can send from them any more.
-    remove_device(attachment)?;
+    wiring::retire(attachment, &config.removals_socket)?;
     if let Some(store) = Store::open_existing(&config.ipam_directory, DEFAULT_REST) {
         store.free(attachment)?;
         // An ADD of the same pod at this very moment either finds its claim gone and undoes itself, or was just past

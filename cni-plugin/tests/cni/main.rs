@@ -8,5 +8,6 @@ mod check;
 mod crash;
 mod node;
 mod protocol;
+mod removals;
 mod wiring;
 mod wishes;

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use sluice_cni::names::{IPAM_DIRECTORY, PLUGIN_FOLDER};
+use sluice_cni::names::{IPAM_DIRECTORY, PLUGIN_FOLDER, REMOVALS_SOCKET};
 use sluice_daemon::admin::{self, http, socket};
 use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::proxy::Proxy;
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options};
-use sluice_daemon::{datastore, install, mounts, network};
+use sluice_daemon::{datastore, install, mounts, network, removals};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -130,10 +130,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
     socket::serve(Path::new(admin::SOCKET), question_sender.clone()).await?;
     http::serve(&config.admin, question_sender).await?;
+    let removed = removals::serve(Path::new(REMOVALS_SOCKET))?;
     let proxy = dataplane(config.proxy.mode)?;
     network::monitor::start(wake)?;
     tokio::spawn(collect_dead_pods());
-    let agent = Agent::new(config.clone(), proxy)?;
+    let agent = Agent::new(config.clone(), proxy, removed)?;
     let store = datastore::manifests::run(config.datastore.manifests.directory, event_sender);
     tokio::select! {
         ended = store => ended.context("watching the manifests"),
