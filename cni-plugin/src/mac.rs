@@ -14,7 +14,7 @@ pub struct Mac([u8; 6]);
 
 impl Mac {
     /// The address of these bytes.
-    pub fn from_bytes(bytes: [u8; 6]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 6]) -> Self {
         Self(bytes)
     }
 

@@ -330,7 +330,8 @@ impl Link {
     }
 }
 
-fn only_link(answers: &[RouteNetlinkMessage]) -> Option<Link> {
+/// The device among the answers to a batch that asked for one.
+pub fn only_link(answers: &[RouteNetlinkMessage]) -> Option<Link> {
     answers.iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(message) => Some(Link::read(message)),
         _ => None,
