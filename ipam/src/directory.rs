@@ -134,7 +134,8 @@ impl Store {
         self.root.join("resting").join(address.to_string())
     }
 
-    pub(crate) fn lock(&self) -> Result<Lock, Error> {
+    /// The lock's file, made if it is not there.
+    pub(crate) fn open_lock(&self) -> Result<File, Error> {
         let path = self.root.join("lock");
         let file = OpenOptions::new()
             .create(true)
@@ -142,7 +143,12 @@ impl Store {
             .write(true)
             .mode(0o600)
             .open(&path);
-        let file = file.map_err(io_error("opening", &path))?;
+        file.map_err(io_error("opening", path))
+    }
+
+    pub(crate) fn lock(&self) -> Result<Lock, Error> {
+        let path = self.root.join("lock");
+        let file = self.open_lock()?;
         let begun = Instant::now();
         let mut pause = Duration::from_micros(50);
         loop {

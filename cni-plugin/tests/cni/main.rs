@@ -6,6 +6,7 @@
 
 mod check;
 mod crash;
+mod faults;
 mod node;
 mod protocol;
 mod removals;
