@@ -2,7 +2,8 @@
 //!
 //! The plugin binary (`sluice`) is a thin shell around this crate. The daemon uses it too, for what both must agree
 //! on: the names and numbers of what Sluice makes on a host ([`names`]), the file through which the daemon tells the
-//! plugin about the node ([`node_file`]), and the collection of what dead sandboxes left ([`collect`]).
+//! plugin about the node ([`node_file`]), the collection of what dead sandboxes left ([`collect`]),
+//! and the MTU of pods that run already ([`mtu`]).
 //!
 //! This crate never talks to an API server or to the network: all it needs lies on the node. The daemon is asked for one
 //! thing only, and nothing depends on its answer ([`removals`]).
@@ -13,6 +14,7 @@ pub mod config;
 pub mod error;
 pub mod invocation;
 pub mod mac;
+pub mod mtu;
 pub mod names;
 pub mod netlink;
 pub mod netns;

@@ -132,6 +132,14 @@ pub fn set_alias(name: &str, alias: &str) -> Request {
     request(doing, RouteNetlinkMessage::SetLink(message), Kind::Act)
 }
 
+/// Sets the device's MTU, in bytes.
+pub fn set_mtu(name: &str, mtu: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Mtu(mtu)];
+    let doing = format!("setting the MTU of {name} to {mtu}");
+    request(doing, RouteNetlinkMessage::SetLink(message), Kind::Act)
+}
+
 /// Switches the device on.
 pub fn set_up(name: &str) -> Request {
     let mut message = LinkMessage::default();

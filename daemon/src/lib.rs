@@ -9,6 +9,7 @@ pub mod config;
 pub mod datastore;
 pub mod egress;
 pub mod forward;
+pub mod host;
 pub mod install;
 pub mod mounts;
 pub mod network;

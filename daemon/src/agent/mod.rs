@@ -16,7 +16,7 @@ use crate::admin::socket::Question;
 use crate::config::{Config, ProxyMode};
 use crate::datastore::Event;
 use crate::egress;
-use crate::forward::Forward;
+use crate::host::watch::Report;
 use crate::network::{self, Network};
 use crate::proxy::{Proxy, Surroundings};
 use crate::removals;
@@ -49,6 +49,8 @@ pub struct Inputs {
     pub events: mpsc::Receiver<Event>,
     /// The kernel: something of the network changed.
     pub kernel: mpsc::Receiver<()>,
+    /// The host: what gets in the way on it.
+    pub host: mpsc::Receiver<Report>,
     /// Operators.
     pub questions: mpsc::Receiver<Question>,
 }
@@ -68,7 +70,6 @@ pub struct Agent {
     view: NodeView,
     outcome: Option<network::Outcome>,
     masquerade: Option<egress::Masquerade>,
-    forward: Forward,
     surroundings: Option<Surroundings>,
     services: BTreeMap<ServicePortKey, ServicePort>,
     service_failures: BTreeMap<ServicePortKey, String>,
@@ -126,7 +127,6 @@ impl Agent {
             view: NodeView::default(),
             outcome: None,
             masquerade: None,
-            forward: Forward::default(),
             surroundings: None,
             services: BTreeMap::new(),
             service_failures: BTreeMap::new(),
@@ -155,6 +155,10 @@ impl Agent {
                 }
                 Some(()) = inputs.kernel.recv() => {
                     gathered.get_or_insert_with(|| tokio::time::Instant::now() + GATHER);
+                    continue;
+                }
+                Some(report) = inputs.host.recv() => {
+                    self.fold_host(report);
                     continue;
                 }
                 Some(question) = inputs.questions.recv() => {
@@ -214,18 +218,25 @@ impl Agent {
         if marks.nodes || marks.audit {
             done &= self.apply_network(marks.nodes).await;
             done &= self.apply_egress().await;
-            self.apply_forward().await;
+            done &= self.apply_pod_mtu().await;
         }
         done &= self.apply_services(&marks);
-        let problem = self
-            .node_file
-            .write(self.outcome.as_ref(), &self.routes, &self.awaiting());
-        done &= problem.is_none();
-        self.found("node file", problem.into_iter().collect());
+        done &= self.tell_plugin();
         if !done {
             // What of it failed is told apart by reading the kernel back, not by remembering.
             self.dirty.nodes = true;
         }
+        done
+    }
+
+    /// Leaves for the plugin what it must know; `false` if that failed.
+    fn tell_plugin(&mut self) -> bool {
+        let (awaiting, impairments) = (self.awaiting(), self.impairments().join("; "));
+        let problem = self
+            .node_file
+            .write(self.outcome.as_ref(), &self.routes, &awaiting, impairments);
+        let done = problem.is_none();
+        self.found("node file", problem.into_iter().collect());
         done
     }
 
@@ -241,6 +252,18 @@ impl Agent {
         if !list.is_empty() {
             self.problems.insert(finder, list);
         }
+    }
+
+    /// What pods that run already may suffer from.
+    fn impairments(&self) -> Vec<&str> {
+        // What is wrong with an object in the datastore is its author's trouble, not that of this node's pods.
+        let of_the_node = ["network", "egress", "proxy", "pod MTU", "forward", "host"];
+        of_the_node
+            .iter()
+            .filter_map(|finder| self.problems.get(finder))
+            .flatten()
+            .map(String::as_str)
+            .collect()
     }
 
     /// What is waited for before pods can be wired.

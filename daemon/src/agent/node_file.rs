@@ -32,6 +32,7 @@ impl Writer {
         outcome: Option<&Outcome>,
         routes: &NodeRoutes,
         awaiting: &[String],
+        impaired: String,
     ) -> Option<String> {
         // Before the first pass is through, an older daemon's file still tells the truth about the pods it wired.
         let outcome = outcome?;
@@ -43,7 +44,7 @@ impl Writer {
             gateway_v6: GATEWAY_V6,
             mtu: outcome.pod_mtu,
             not_ready: awaiting.join("; "),
-            impaired: String::new(),
+            impaired,
         };
         if self.written.as_ref() != Some(&file) || !Path::new(NODE_FILE).exists() {
             if let Err(error) = file.write(Path::new(NODE_FILE)) {

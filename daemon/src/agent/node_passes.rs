@@ -1,8 +1,12 @@
 //! The passes over what the node itself needs: its network and its egress.
 
+use std::path::Path;
+
+use sluice_cni::names::IPAM_DIRECTORY;
+
 use super::Agent;
 use crate::egress;
-use crate::forward;
+use crate::host::watch::Report;
 use crate::state::balance::NodeView;
 use crate::state::node_routes::node_routes;
 use crate::state::objects::Node;
@@ -41,8 +45,9 @@ impl Agent {
             self.view = view;
             self.dirty.all_services = true;
         }
+        let done = outcome.failed == 0;
         self.outcome = Some(outcome);
-        true
+        done
     }
 
     fn view_of(&self, own: &Node) -> NodeView {
@@ -90,26 +95,43 @@ impl Agent {
         }
     }
 
-    /// Lets pods through the host's own firewall. What cannot be done is looked at again in its own time: it hurts
-    /// traffic between pods, but nothing else waits for it.
-    pub(super) async fn apply_forward(&mut self) {
-        if !self.forward.is_due() {
-            return;
-        }
-        let cidrs: Vec<_> = self.config.cluster_cidrs.iter().copied().collect();
-        match tokio::task::spawn_blocking(move || forward::ensure(&cidrs)).await {
-            Ok(outcome) => {
-                for name in outcome.opened {
-                    tracing::info!(
-                        "the host's FORWARD chain ({name}) refuses what it does not know: pods are let through"
-                    );
-                }
-                self.found("forward", outcome.problems);
+    /// Gives running pods the MTU that the network has now.
+    pub(super) async fn apply_pod_mtu(&mut self) -> bool {
+        let Some(mtu) = self
+            .outcome
+            .as_ref()
+            .filter(|outcome| outcome.pods_behind > 0)
+            .map(|o| o.pod_mtu)
+        else {
+            self.found("pod MTU", Vec::new());
+            return true;
+        };
+        // It moves its thread into the pods' namespaces: not the one that everything else runs on.
+        let followed = tokio::task::spawn_blocking(move || {
+            sluice_cni::mtu::follow(Path::new(IPAM_DIRECTORY), sluice_ipam::DEFAULT_REST, mtu)
+        });
+        let problem = match followed.await {
+            Ok(Ok(pods)) => {
+                tracing::info!(pods, mtu, "running pods have the network's MTU");
+                None
             }
-            Err(error) => self.found(
-                "forward",
-                vec![format!("the look at the host's firewall ended: {error}")],
-            ),
+            Ok(Err(failure)) => Some(failure.to_string()),
+            Err(error) => Some(format!("setting the MTU of pods ended: {error}")),
+        };
+        let done = problem.is_none();
+        self.found("pod MTU", problem.into_iter().collect());
+        done
+    }
+
+    /// Takes in what a look at the host brought, and tells the plugin if that changes what it must know.
+    pub(super) fn fold_host(&mut self, report: Report) {
+        for name in report.forward.opened {
+            tracing::info!(
+                "the host's FORWARD chain ({name}) refuses what it does not know: pods are let through"
+            );
         }
+        self.found("forward", report.forward.problems);
+        self.found("host", report.findings.obstacles(self.proxy.is_some()));
+        self.tell_plugin();
     }
 }

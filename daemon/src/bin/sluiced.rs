@@ -12,7 +12,7 @@ use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::proxy::Proxy;
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options};
-use sluice_daemon::{datastore, install, mounts, network, removals};
+use sluice_daemon::{datastore, host, install, mounts, network, removals};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -127,6 +127,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let (question_sender, questions) = mpsc::channel(16);
     let (event_sender, events) = mpsc::channel(1024);
     let (wake, kernel) = mpsc::channel(1);
+    let (report_sender, reports) = mpsc::channel(1);
 
     socket::serve(Path::new(admin::SOCKET), question_sender.clone()).await?;
     http::serve(&config.admin, question_sender).await?;
@@ -134,11 +135,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let proxy = dataplane(config.proxy.mode)?;
     network::monitor::start(wake)?;
     tokio::spawn(collect_dead_pods());
+    tokio::spawn(host::watch::run(
+        config.cluster_cidrs.iter().copied().collect(),
+        report_sender,
+    ));
     let agent = Agent::new(config.clone(), proxy, removed)?;
     let store = datastore::manifests::run(config.datastore.manifests.directory, event_sender);
     tokio::select! {
         ended = store => ended.context("watching the manifests"),
-        () = agent.run(Inputs { events, kernel, questions }) => Ok(()),
+        () = agent.run(Inputs { events, kernel, host: reports, questions }) => Ok(()),
     }
 }
 

@@ -7,8 +7,6 @@
 //!
 //! [`chain`] is the pure part; [`tool`] runs iptables.
 
-use std::time::{Duration, Instant};
-
 use ipnetwork::IpNetwork;
 
 mod chain;
@@ -17,15 +15,6 @@ mod tool;
 /// The chain that lets pods' packets through.
 pub const CHAIN: &str = "SLUICE-FORWARD";
 
-/// How often the host's firewall is looked at, at most: looking starts processes.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Sees to the host's firewall, from time to time.
-#[derive(Debug, Default)]
-pub struct Forward {
-    looked: Option<Instant>,
-}
-
 /// What a look at the firewall found and did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -33,17 +22,6 @@ pub struct Outcome {
     pub opened: Vec<&'static str>,
     /// What could not be done, one sentence each.
     pub problems: Vec<String>,
-}
-
-impl Forward {
-    /// Whether it is time to look again; if so, the next time is a while off.
-    pub fn is_due(&mut self) -> bool {
-        let due = self.looked.is_none_or(|looked| looked.elapsed() >= PATIENCE);
-        if due {
-            self.looked = Some(Instant::now());
-        }
-        due
-    }
 }
 
 /// Sees to it that packets from and to `cluster_cidrs` are forwarded. Blocks while iptables runs.

@@ -70,12 +70,24 @@ pub struct Outcome {
     pub tunnels: Vec<Device>,
     /// MTU of pod interfaces in bytes.
     pub pod_mtu: u32,
+    /// How many running pods still have another.
+    pub pods_behind: usize,
     /// How each remote pod CIDR is reached.
     pub paths: BTreeMap<IpNetwork, paths::Path>,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
     /// Number of kernel objects that were changed.
     pub changes: usize,
+    /// Number of those that the kernel refused to change: to be tried again.
+    pub failed: usize,
+}
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+struct Applied {
+    changes: usize,
+    /// One sentence for each change that the kernel refused.
+    failed: Vec<String>,
 }
 
 /// The reconciler of node-to-node traffic.
@@ -127,35 +139,36 @@ impl Network {
         problems.extend(decided.problems);
         let desired = desired::desired(&decided.paths, &routes.own, &uplink, &tunnels);
         let observed = self.kernel.observe(&tunnels).await?;
-        changes += self.apply(&desired, &observed, &mut problems).await;
+        let applied = self.apply(&desired, &observed).await;
+        changes += applied.changes;
+        let failed = applied.failed.len();
+        problems.extend(applied.failed);
 
         let overhead = specs.iter().map(|spec| spec.overhead()).max().unwrap_or(0);
         let pod_mtu = match self.settings.mtu {
             0 => uplink.mtu.saturating_sub(overhead),
             configured => configured,
         };
+        let pods = self.kernel.veths(DEVICE_PREFIX).await?;
         let tunnels = tunnels.into_values().collect();
         Ok(Outcome {
+            pods_behind: pods.iter().filter(|(_, mtu)| *mtu != pod_mtu).count(),
             uplink,
             tunnels,
             pod_mtu,
             paths: decided.paths,
             problems,
             changes,
+            failed,
         })
     }
 
     /// Applies the differences: what others lean on first, what leans on others last; the other way round to remove.
-    async fn apply(
-        &self,
-        desired: &desired::KernelState,
-        observed: &desired::KernelState,
-        problems: &mut Vec<String>,
-    ) -> usize {
-        let mut count = 0;
+    async fn apply(&self, desired: &desired::KernelState, observed: &desired::KernelState) -> Applied {
+        let mut applied = Applied::default();
         let mut note = |result: anyhow::Result<()>| match result {
-            Ok(()) => count += 1,
-            Err(error) => problems.push(format!("{error:#}")),
+            Ok(()) => applied.changes += 1,
+            Err(error) => applied.failed.push(format!("{error:#}")),
         };
         let (addresses, stale_addresses) =
             reconcile::split(reconcile::plan(&desired.addresses, &observed.addresses));
@@ -187,7 +200,7 @@ impl Network {
         for ((index, address), ()) in stale_addresses {
             note(self.kernel.delete_address(index, address).await);
         }
-        count
+        applied
     }
 
     async fn uplink(&self, own: &Node) -> anyhow::Result<Uplink> {
@@ -241,7 +254,7 @@ impl Network {
     /// What the kernel refused.
     pub async fn remove_pods(&self) -> anyhow::Result<usize> {
         let pods = self.kernel.veths(DEVICE_PREFIX).await?;
-        for device in &pods {
+        for (device, _) in &pods {
             self.kernel.delete_device(device).await?;
         }
         Ok(pods.len())

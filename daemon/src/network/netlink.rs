@@ -80,11 +80,11 @@ impl Kernel {
         Ok(uplinks)
     }
 
-    /// The veth devices whose names begin with `prefix`.
+    /// The veth devices whose names begin with `prefix`, each with its MTU in bytes.
     ///
     /// # Errors
     /// The kernel's answer to listing links.
-    pub async fn veths(&self, prefix: &str) -> anyhow::Result<Vec<Device>> {
+    pub async fn veths(&self, prefix: &str) -> anyhow::Result<Vec<(Device, u32)>> {
         let links = self.links().await?;
         let veth = |link: &&LinkMessage| {
             link.attributes.iter().any(|attribute| {
@@ -92,8 +92,13 @@ impl Kernel {
                     if infos.contains(&LinkInfo::Kind(InfoKind::Veth)))
             })
         };
-        let named = |device: &Device| device.name.starts_with(prefix);
-        Ok(links.iter().filter(veth).map(device_of).filter(named).collect())
+        let named = links
+            .iter()
+            .filter(veth)
+            .map(|link| (device_of(link), link_mtu(link)));
+        Ok(named
+            .filter(|(device, _)| device.name.starts_with(prefix))
+            .collect())
     }
 
     /// Removes a device; one that is gone already is fine.
@@ -293,8 +298,21 @@ impl Kernel {
     /// # Errors
     /// The kernel's answer.
     pub async fn set_route(&self, destination: IpNetwork, route: &Route) -> anyhow::Result<()> {
-        let message = route_message(destination, route);
-        let result = self.handle.route().add(message).replace().execute().await;
+        let set = || {
+            self.handle
+                .route()
+                .add(route_message(destination, route))
+                .replace()
+                .execute()
+        };
+        let mut result = set().await;
+        if destination.is_ipv6() && is_refused(&result) {
+            // A next hop on the link must not be reached by another device already, and it lies in the very network
+            // whose route is to move to another device: the old one has to go first
+            // (net/ipv6/route.c, ip6_route_check_nh_onlink).
+            self.delete_route(destination, &Route::Other).await?;
+            result = set().await;
+        }
         result.with_context(|| format!("setting the route to {destination} ({route:?})"))
     }
 
@@ -307,6 +325,10 @@ impl Kernel {
         let result = self.handle.route().del(message).execute().await;
         absent_is_fine(result).with_context(|| format!("removing the route to {destination} ({route:?})"))
     }
+}
+
+fn is_refused(result: &Result<(), rtnetlink::Error>) -> bool {
+    matches!(result, Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::EINVAL)
 }
 
 /// Removing what is not there is success.
