@@ -8,14 +8,16 @@ use std::path::Path;
 use std::time::Duration;
 
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::InfoKind;
 use sluice_ipam::{Allocation, Attachment, Store};
 
 use crate::error::{Code, Failure};
-use crate::mac::{self, is_host_device};
+use crate::host_ports::HostPorts;
+use crate::mac;
 use crate::netlink::Netlink;
 use crate::netns;
-use crate::requests;
 use crate::wiring::{Link, look_up, remove_with};
+use crate::{requests, shaping};
 
 /// An ADD may be at work on an allocation this young.
 const YOUNG: Duration = Duration::from_secs(60);
@@ -29,13 +31,14 @@ pub struct Collected {
     pub errors: Vec<String>,
 }
 
-/// Removes the device and frees the addresses of every allocation of which `live` says no; then does the same for
+/// Removes the host ports and devices and frees the addresses of every allocation of which `live` says no; then does the same for
 /// devices without an allocation of which `device_live` says no. Goes on after an error.
 ///
 /// # Errors
 /// The store cannot be listed or the kernel asked at all.
 pub fn collect(
     store: Option<&Store>,
+    host_ports: &HostPorts,
     live: &dyn Fn(&Allocation) -> bool,
     device_live: &dyn Fn(&Attachment) -> bool,
 ) -> Result<Collected, Failure> {
@@ -50,10 +53,14 @@ pub fn collect(
             let attachment = &allocation.attachment;
             let device = mac::host_device(attachment);
             if live(&allocation) {
-                known.insert(device);
+                known.extend([device, mac::rate_device(attachment)]);
                 continue;
             }
-            let removed = remove_with(&mut host, &device, &attachment.to_string());
+            // In the order of DEL, and for its reasons.
+            let removed = host_ports
+                .remove(attachment)
+                .and_then(|_| remove_with(&mut host, &device, &attachment.to_string()))
+                .and_then(|removed| shaping::remove(&mut host, attachment).map(|_| removed));
             let freed = removed.and_then(|removed| Ok((removed, store.free(attachment)?)));
             match freed {
                 Ok((removed, _)) => {
@@ -63,18 +70,28 @@ pub fn collect(
                         .push(format!("{attachment}: freed {:?}{with}", allocation.addresses));
                 }
                 Err(failure) => {
-                    known.insert(device);
+                    known.extend([device, mac::rate_device(attachment)]);
                     collected.errors.push(format!("{attachment}: {failure}"));
                 }
             }
         }
+        match host_ports.remove_orphans(store) {
+            Ok(orphans) => collected.done.extend(
+                orphans
+                    .iter()
+                    .map(|attachment| format!("{attachment}: removed its host ports")),
+            ),
+            Err(failure) => collected.errors.push(failure.to_string()),
+        }
     }
-    for answer in host.batch(&[requests::list_veths()])? {
+    let mut links = host.batch(&[requests::list_links(InfoKind::Veth)])?;
+    links.extend(host.batch(&[requests::list_links(InfoKind::Ifb)])?);
+    for answer in links {
         let RouteNetlinkMessage::NewLink(message) = answer else {
             continue;
         };
         let link = Link::read(&message);
-        if !is_host_device(&link.name) || known.contains(&link.name) {
+        if known.contains(&link.name) {
             continue;
         }
         let Some(attachment) = link.serves() else {
@@ -113,7 +130,8 @@ pub fn collect_dead(ipam_directory: &Path, rest: Duration) -> Result<Vec<String>
         let found = Netlink::open().and_then(|mut host| look_up(&mut host, &device));
         !matches!(found, Ok(None))
     };
-    let collected = collect(Some(&store), &live, &|_| true)?;
+    let host_ports = HostPorts::beside(ipam_directory);
+    let collected = collect(Some(&store), &host_ports, &live, &|_| true)?;
     collected.into_result()
 }
 

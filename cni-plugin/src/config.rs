@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 use sluice_ipam::Attachment;
 
+use crate::bandwidth::Bandwidth;
 use crate::error::{Code, Failure};
+use crate::host_ports::{HostPorts, Mapping, mappings};
 use crate::mac::Mac;
 use crate::names;
 use crate::version::Version;
@@ -45,6 +47,10 @@ pub struct Wishes {
     pub addresses: Vec<IpAddr>,
     /// Its MAC.
     pub mac: Option<Mac>,
+    /// Ports of the node that lead to it.
+    pub host_ports: Vec<Mapping>,
+    /// How fast it may receive and send.
+    pub bandwidth: Bandwidth,
 }
 
 impl Config {
@@ -110,6 +116,11 @@ impl Config {
         })
     }
 
+    /// The host ports of this node's pods.
+    pub fn host_ports(&self) -> HostPorts {
+        HostPorts::beside(&self.ipam_directory)
+    }
+
     /// Result of the plugins before, or of this pod's ADD.
     pub fn prev_result(&self) -> Option<&Value> {
         self.keys.get("prevResult").filter(|value| !value.is_null())
@@ -153,7 +164,7 @@ impl Config {
     /// What the pod asks for: `runtimeConfig` goes before `args.cni`, and that before its annotations.
     ///
     /// # Errors
-    /// Code 2 for what is not built yet, 7 for a wrong value.
+    /// Code 7 for a wrong value.
     pub fn wishes(&self) -> Result<Wishes, Failure> {
         let object = |key: &str, value: Option<&Value>| match value {
             None | Some(Value::Null) => Ok(Map::new()),
@@ -163,8 +174,6 @@ impl Config {
         let runtime = object("runtimeConfig", self.keys.get("runtimeConfig"))?;
         let args = object("args", self.keys.get("args"))?;
         let args = object("args.cni", args.get("cni"))?;
-        refuse_unbuilt("runtimeConfig", &runtime)?;
-        refuse_unbuilt("args.cni", &args)?;
         let key = "io.kubernetes.cri.pod-annotations";
         let annotations = object(key, runtime.get(key))?;
 
@@ -208,6 +217,18 @@ impl Config {
                 .map_err(|why: String| Failure::new(Code::Config, format!("{key}: {why}")))?;
             wishes.mac = Some(mac);
         }
+        // What the runtime says goes before what the args say; an empty wish is none.
+        let wish = |key: &str| {
+            [("runtimeConfig", &runtime), ("args.cni", &args)]
+                .into_iter()
+                .find_map(|(place, keys)| Some((format!("{place}.{key}"), keys.get(key).filter(some)?)))
+        };
+        if let Some((key, list)) = wish("portMappings") {
+            wishes.host_ports = mappings(&key, list)?;
+        }
+        if let Some((key, limits)) = wish("bandwidth") {
+            wishes.bandwidth = Bandwidth::read(&key, limits)?;
+        }
         Ok(wishes)
     }
 }
@@ -220,25 +241,6 @@ fn some(value: &&Value) -> bool {
         Value::Array(items) => !items.is_empty(),
         _ => true,
     }
-}
-
-/// Port mappings and bandwidth limits would be dropped in silence: say so instead.
-fn refuse_unbuilt(place: &str, keys: &Map<String, Value>) -> Result<(), Failure> {
-    let rates = |limits: &Map<String, Value>| limits.values().any(|rate| rate.as_f64() != Some(0.0));
-    for key in ["portMappings", "bandwidth"] {
-        let asked = match keys.get(key) {
-            None | Some(Value::Null) => None,
-            Some(Value::Array(items)) if items.is_empty() => None,
-            Some(Value::Object(limits)) if !rates(limits) => None,
-            asked => asked,
-        };
-        if let Some(value) = asked {
-            let message = format!("{place}.{key} {value}: this plugin cannot do that yet");
-            let details = "chain the reference plugin for it behind this one";
-            return Err(Failure::new(Code::Unsupported, message).with_details(details));
-        }
-    }
-    Ok(())
 }
 
 fn address(key: &str, text: &str) -> Result<IpAddr, Failure> {

@@ -37,7 +37,7 @@ pub enum Code {
     PoolFull = 101,
     /// CHECK found something other than ADD made.
     Differs = 102,
-    /// An address asked for by name is another pod's.
+    /// An address or host port asked for is another pod's, or is reserved.
     Conflict = 103,
     /// GC could not collect everything.
     Incomplete = 104,
@@ -87,7 +87,7 @@ impl From<sluice_ipam::Error> for Failure {
             Error::Full { free_in: Some(_), .. } => Code::TryAgain,
             Error::Full { free_in: None, .. } => Code::PoolFull,
             Error::AlreadyHeld { .. } => Code::Environment,
-            Error::Conflict { .. } => Code::Conflict,
+            Error::Conflict { .. } | Error::Reserved { .. } => Code::Conflict,
             Error::OutsidePools { .. } | Error::RequestedTwice { .. } => Code::Config,
         };
         let message = match &error {

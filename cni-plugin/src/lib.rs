@@ -8,10 +8,12 @@
 //! This crate never talks to an API server or to the network: all it needs lies on the node. The daemon is asked for one
 //! thing only, and nothing depends on its answer ([`removals`]).
 
+pub mod bandwidth;
 pub mod call;
 pub mod collect;
 pub mod config;
 pub mod error;
+pub mod host_ports;
 pub mod invocation;
 pub mod mac;
 pub mod mtu;
@@ -22,6 +24,7 @@ pub mod node_file;
 pub mod removals;
 pub mod requests;
 pub mod result;
+pub mod shaping;
 pub mod verbs;
 pub mod version;
 pub mod wiring;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::InfoKind;
 use sluice_ipam::{Attachment, Store};
 
 use crate::error::{Code, Failure};
@@ -25,7 +26,7 @@ pub fn follow(ipam_directory: &Path, rest: Duration, mtu: u32) -> Result<usize, 
     };
     let mut host = Netlink::open()?;
     let (mut changed, mut errors) = (0, Vec::new());
-    for answer in host.batch(&[requests::list_veths()])? {
+    for answer in host.batch(&[requests::list_links(InfoKind::Veth)])? {
         let RouteNetlinkMessage::NewLink(message) = answer else {
             continue;
         };

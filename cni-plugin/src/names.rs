@@ -29,6 +29,9 @@ pub const REMOVALS_SOCKET: &str = "/run/sluice/removals.sock";
 /// way out.
 pub const REMOVAL_GROUP: u32 = 0x736c_726d;
 
+/// The host ports of this node's pods, beside the address store; see [`crate::host_ports`].
+pub const HOST_PORTS_DIRECTORY: &str = "/run/sluice/hostports";
+
 /// The CNI network config, by which a runtime finds the plugin; the daemon writes it once pods can be wired.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-sluice.conflist";
 

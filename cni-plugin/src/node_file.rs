@@ -31,6 +31,10 @@ pub struct NodeFile {
     pub gateway_v6: Ipv6Addr,
     /// MTU of pod interfaces in bytes: the uplink's, less the overlay's overhead.
     pub mtu: u32,
+    /// Networks whose addresses pods never get; left out when there is none, so that a plugin from before there were
+    /// any reads the file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reserved: Vec<IpNetwork>,
     /// Why no pod can be wired now, for STATUS (code 50); empty when one can.
     #[serde(default)]
     pub not_ready: String,

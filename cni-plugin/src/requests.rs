@@ -85,7 +85,7 @@ pub fn get_link_at(index: u32, name: &str) -> Request {
 }
 
 /// Asks for all devices of the namespace.
-pub fn list_links() -> Request {
+pub fn list_all_links() -> Request {
     let message = LinkMessage::default();
     request(
         "listing all devices".to_owned(),
@@ -94,15 +94,26 @@ pub fn list_links() -> Request {
     )
 }
 
-/// Asks for all veth devices.
-pub fn list_veths() -> Request {
+/// Makes a device through which packets can be led on their way in.
+pub fn make_ifb(name: &str, mtu: u32) -> Request {
     let mut message = LinkMessage::default();
-    message.attributes = vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)])];
-    request(
-        "listing veth devices".to_owned(),
-        RouteNetlinkMessage::GetLink(message),
-        Kind::List,
-    )
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::NumTxQueues(1),
+        LinkAttribute::NumRxQueues(1),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]),
+    ];
+    let doing = format!("making the device {name} (ifb)");
+    request(doing, RouteNetlinkMessage::NewLink(message), Kind::Create)
+}
+
+/// Asks for all devices of a kind.
+pub fn list_links(kind: InfoKind) -> Request {
+    let mut message = LinkMessage::default();
+    let doing = format!("listing {kind} devices");
+    message.attributes = vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])];
+    request(doing, RouteNetlinkMessage::GetLink(message), Kind::List)
 }
 
 /// Keeps the kernel from giving the device an IPv6 address of its own, whose probing would be noise.

@@ -216,37 +216,29 @@ fn explain(plan: &Plan, error: NetlinkError) -> Failure {
     error.into()
 }
 
-/// Removes the host's end of `attachment` and with it the pod's. Says whether there was one.
+/// Cuts the pod of `attachment` off at once, and asks the daemon that listens at `removals` to remove the host's end of
+/// its pair together with others. Whoever calls this looks afterwards, since the daemon may be away.
 ///
 /// # Errors
-/// Code 100 with the kernel's answer.
-pub fn remove(attachment: &Attachment) -> Result<bool, Failure> {
-    let mut host = Netlink::open()?;
-    remove_with(&mut host, &mac::host_device(attachment), &attachment.to_string())
-}
-
-/// Like [`remove`], but lets the daemon that listens at `removals` gather the removal with others. The pod can neither
-/// send nor be reached as soon as this begins.
-///
-/// # Errors
-/// Code 100 with the kernel's answer.
-pub fn retire(attachment: &Attachment, removals: &Path) -> Result<bool, Failure> {
+/// Code 100 when the device serves another, or with the kernel's answer.
+pub fn retire(attachment: &Attachment, removals: &Path) -> Result<(), Failure> {
     let mut host = Netlink::open()?;
     let (name, alias) = (mac::host_device(attachment), attachment.to_string());
     let Some(link) = look_up(&mut host, &name)? else {
-        return Ok(false);
+        return Ok(());
     };
     check_served(&link, &alias)?;
     let index = link.index;
     // Should it be refused, the removal says why, or does it all the same.
     let _ = host.batch(&[requests::set_down(&name, index)]);
-    let ask = Ask { index, name };
-    removals::ask(removals, &ask);
-    // Whatever was answered: a daemon in another network namespace would be wrong in good faith.
-    remove_with(&mut host, &ask.name, &alias)?;
-    Ok(true)
+    removals::ask(removals, &Ask { index, name });
+    Ok(())
 }
 
+/// Removes the device `name`, and with one end of a pair the other; says whether it was there.
+///
+/// # Errors
+/// Code 100 when it serves another than `alias` says, or with the kernel's answer.
 pub(crate) fn remove_with(host: &mut Netlink, name: &str, alias: &str) -> Result<bool, Failure> {
     let Some(link) = look_up(host, name)? else {
         return Ok(false);
@@ -326,7 +318,8 @@ impl Link {
     pub fn serves(&self) -> Option<Attachment> {
         let (container_id, ifname) = self.alias.split_once('/')?;
         let attachment = Attachment::new(container_id, ifname).ok()?;
-        (mac::host_device(&attachment) == self.name).then_some(attachment)
+        let own = [mac::host_device(&attachment), mac::rate_device(&attachment)];
+        own.contains(&self.name).then_some(attachment)
     }
 }
 

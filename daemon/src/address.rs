@@ -100,6 +100,34 @@ impl<'de> Deserialize<'de> for Cidr {
     }
 }
 
+/// A list of networks or single addresses as people write them, of any family.
+///
+/// # Errors
+/// As [`cidr_list`]'s.
+pub fn network_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNetwork>, D::Error> {
+    Vec::<Network>::deserialize(deserializer).map(|list| list.into_iter().map(|network| network.0).collect())
+}
+
+/// One network or address as people write it.
+struct Network(IpNetwork);
+
+impl<'de> Deserialize<'de> for Network {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.contains('/') {
+            return parse_cidr(&text).map(Self).map_err(de::Error::custom);
+        }
+        let address: Result<IpAddr, _> = text.parse();
+        address
+            .map(|address| Self(IpNetwork::from(address)))
+            .map_err(|_| {
+                de::Error::custom(format!(
+                    "{text:?} is neither an address nor a CIDR: write one as in 10.244.0.7 or 10.244.0.0/28"
+                ))
+            })
+    }
+}
+
 /// Parses `address/length` and drops host bits.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize, de};
 
-use crate::address::{Cidrs, Family, cidr_list};
+use crate::address::{Cidrs, Family, cidr_list, network_list};
 use crate::yaml;
 
 /// Where the configuration lies unless a flag says otherwise.
@@ -30,6 +30,8 @@ pub struct Config {
     /// The networks ClusterIPs are in, one per address family.
     #[serde(rename = "serviceCIDRs")]
     pub service_cidrs: Cidrs,
+    /// Pods' addresses.
+    pub ipam: Ipam,
     /// Node to node.
     pub network: Network,
     /// Services.
@@ -67,6 +69,15 @@ pub enum DatastoreKind {
 pub struct Manifests {
     /// Where it is; watched.
     pub directory: PathBuf,
+}
+
+/// Pods' addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ipam {
+    /// Networks or single addresses that pods never get; what lies outside this node's pod CIDRs does no harm.
+    #[serde(deserialize_with = "network_list")]
+    pub reserved: Vec<IpNetwork>,
 }
 
 /// Node to node.
@@ -202,6 +213,7 @@ impl Default for Config {
             datastore: Datastore::default(),
             cluster_cidrs: Cidrs::fixed([10, 244, 0, 0], 16),
             service_cidrs: Cidrs::fixed([10, 96, 0, 0], 12),
+            ipam: Ipam::default(),
             network: Network::default(),
             proxy: Proxy::default(),
             egress: Egress::default(),
@@ -450,6 +462,14 @@ mod tests {
                 "network:\n\tbackend: vxlan\n",
                 "line 2: a tab is used for indentation",
             ),
+            (
+                "ipam:\n  reserved:\n  - 10.244.0.7\n  - 10.244.0.0/33\n",
+                "line 4: \"10.244.0.0/33\" is not a CIDR",
+            ),
+            (
+                "ipam: { reserved: [ten] }\n",
+                "\"ten\" is neither an address nor a CIDR: write one as in 10.244.0.7 or 10.244.0.0/28",
+            ),
             ("network: { mtu: 70000 }\n", "network.mtu is 70000"),
         ] {
             let error = parse(text).unwrap_err();
@@ -458,6 +478,14 @@ mod tests {
                 "{text:?} gave {error:?}, wanted {wanted:?}"
             );
         }
+    }
+
+    /// I5
+    #[test]
+    fn single_addresses_can_be_reserved_as_well_as_networks() {
+        let config = parse("ipam: { reserved: [10.244.0.7, 'fd00::9', 10.244.1.17/28] }\n").unwrap();
+        let reserved: Vec<_> = config.ipam.reserved.iter().map(ToString::to_string).collect();
+        assert_eq!(reserved, ["10.244.0.7/32", "fd00::9/128", "10.244.1.16/28"]);
     }
 
     #[test]

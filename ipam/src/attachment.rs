@@ -79,12 +79,12 @@ impl Attachment {
     }
 
     /// Its name in `owners/`. A container id holds no `@`, so the first one divides the two.
-    pub(crate) fn file_name(&self) -> String {
+    pub fn file_name(&self) -> String {
         format!("{}@{}", self.container_id, self.ifname)
     }
 
     /// The reverse of [`Self::file_name`]; nothing for a name this crate would not have written.
-    pub(crate) fn from_file_name(name: &str) -> Option<Self> {
+    pub fn from_file_name(name: &str) -> Option<Self> {
         let (container_id, ifname) = name.split_once('@')?;
         Self::new(container_id, ifname).ok()
     }

@@ -24,8 +24,43 @@ pub(crate) struct Guard {
     pub(crate) others: bool,
 }
 
-/// The lock, released when dropped (or when its holder dies).
-pub(crate) struct Lock(#[expect(dead_code, reason = "held open for its lock")] File);
+/// A lock on a file, released when dropped (or when its holder dies).
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held open for its lock")] File);
+
+impl Lock {
+    /// Locks the file at `path`, which is made if it is not there, waiting for others no longer than `patience`.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when others hold it for longer, [`Error::Io`].
+    pub fn take(path: &Path, patience: Duration) -> Result<Self, Error> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(path);
+        let file = file.map_err(io_error("opening", path))?;
+        let begun = Instant::now();
+        let mut pause = Duration::from_micros(50);
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self(file)),
+                Err(TryLockError::Error(error)) => return Err(io_error("locking", path)(error)),
+                Err(TryLockError::WouldBlock) if begun.elapsed() >= patience => {
+                    return Err(Error::Busy {
+                        path: path.to_owned(),
+                        waited: patience,
+                    });
+                }
+                Err(TryLockError::WouldBlock) => {
+                    sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(2));
+                }
+            }
+        }
+    }
+}
 
 impl Store {
     /// Turns the guard of `address` into a rest.
@@ -134,37 +169,8 @@ impl Store {
         self.root.join("resting").join(address.to_string())
     }
 
-    /// The lock's file, made if it is not there.
-    pub(crate) fn open_lock(&self) -> Result<File, Error> {
-        let path = self.root.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path);
-        file.map_err(io_error("opening", path))
-    }
-
     pub(crate) fn lock(&self) -> Result<Lock, Error> {
-        let path = self.root.join("lock");
-        let file = self.open_lock()?;
-        let begun = Instant::now();
-        let mut pause = Duration::from_micros(50);
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Lock(file)),
-                Err(TryLockError::Error(error)) => return Err(io_error("locking", path)(error)),
-                Err(TryLockError::WouldBlock) if begun.elapsed() >= self.patience => {
-                    let waited = self.patience;
-                    return Err(Error::Busy { path, waited });
-                }
-                Err(TryLockError::WouldBlock) => {
-                    sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(2));
-                }
-            }
-        }
+        Lock::take(&self.root.join("lock"), self.patience)
     }
 }
 

@@ -57,6 +57,19 @@ pub enum Error {
         /// The node's pod CIDRs.
         pools: Vec<IpNetwork>,
     },
+    /// A requested address is kept back by the operator.
+    #[error(
+        "address {address} was asked for by {attachment} but {network} is reserved by ipam.reserved in the daemon's \
+         configuration"
+    )]
+    Reserved {
+        /// The address.
+        address: IpAddr,
+        /// Who asked.
+        attachment: Attachment,
+        /// What it is reserved as.
+        network: IpNetwork,
+    },
     /// Two addresses of one family were requested.
     #[error("addresses {first} and {second} were both asked for: one per family at most")]
     RequestedTwice {

@@ -30,6 +30,7 @@ use std::time::Duration;
 
 pub use attachment::{Attachment, InvalidName};
 pub use claim::Claim;
+pub use directory::Lock;
 pub use error::{Error, PoolUse};
 pub use pool::Pool;
 pub use record::{Allocation, Origin};

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::Attachment;
 use crate::directory::inode_of;
 use crate::error::{Error, PoolUse};
 use crate::record::boot_time;
 use crate::store::Store;
-use crate::{Attachment, Pool};
 
 /// How many addresses are looked at before the best of them is taken.
 const WINDOW: u128 = 64;
@@ -102,10 +102,14 @@ impl Store {
         cidrs: &[IpNetwork],
         address: IpAddr,
     ) -> Result<(), Error> {
-        if !cidrs
-            .iter()
-            .any(|cidr| Pool::new(*cidr).index_of(address).is_some())
-        {
+        if !cidrs.iter().any(|cidr| self.pool(*cidr).contains(address)) {
+            if let Some(network) = self.reserved.iter().find(|network| network.contains(address)) {
+                return Err(Error::Reserved {
+                    address,
+                    attachment: attachment.clone(),
+                    network: *network,
+                });
+            }
             return Err(Error::OutsidePools {
                 address,
                 pools: cidrs.to_vec(),
@@ -145,7 +149,7 @@ impl Store {
     }
 
     fn next_in(&self, cidr: IpNetwork) -> Result<Option<IpAddr>, Error> {
-        let pool = Pool::new(cidr);
+        let pool = self.pool(cidr);
         let size = pool.size();
         let now = boot_time();
         let last = fs::read_link(self.cursor(cidr)).ok();
@@ -195,7 +199,7 @@ impl Store {
             let usage = self.usage(*cidr)?;
             pools.push(PoolUse {
                 cidr: *cidr,
-                size: Pool::new(*cidr).size(),
+                size: self.pool(*cidr).size(),
                 held: usage.held,
                 resting: usage.resting,
             });
@@ -203,9 +207,7 @@ impl Store {
         let now = boot_time();
         let mut free_in: Option<Duration> = None;
         for address in self.addresses("resting")? {
-            let ours = family
-                .iter()
-                .any(|cidr| Pool::new(*cidr).index_of(address).is_some());
+            let ours = family.iter().any(|cidr| self.pool(*cidr).contains(address));
             if ours && inode_of(&self.held(address))?.is_none() {
                 let wait = self
                     .resting_until(address)?

@@ -17,7 +17,7 @@ use nix::unistd::{AccessFlags, access};
 use crate::directory::{Guard, remove_if_there};
 use crate::error::io_error;
 use crate::record::{self, boot_time};
-use crate::{Allocation, Attachment, Claim, Error, Origin};
+use crate::{Allocation, Attachment, Claim, Error, Origin, Pool};
 
 /// How long a call waits for others to be done. Each holds the lock for well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,6 +32,8 @@ pub struct Store {
     pub(crate) root: PathBuf,
     pub(crate) rest: Duration,
     pub(crate) patience: Duration,
+    /// Networks whose addresses are never given.
+    pub(crate) reserved: Vec<IpNetwork>,
 }
 
 /// How full a CIDR is.
@@ -59,7 +61,7 @@ impl Store {
             };
             DIRECTORIES.into_iter().try_for_each(make)?;
             // A store that is there must be one that can free on a full disk.
-            drop(store.open_lock()?);
+            drop(store.lock()?);
             make(OWNERS)?;
         }
         Ok(store)
@@ -92,6 +94,7 @@ impl Store {
             root,
             rest,
             patience: PATIENCE,
+            reserved: Vec::new(),
         }
     }
 
@@ -102,6 +105,18 @@ impl Store {
         self
     }
 
+    /// Never gives an address of these networks. One that is held already stays so until it is freed.
+    #[must_use]
+    pub fn with_reserved(mut self, reserved: &[IpNetwork]) -> Self {
+        self.reserved = reserved.to_vec();
+        self
+    }
+
+    /// The addresses of `cidr` that this store gives.
+    pub fn pool(&self, cidr: IpNetwork) -> Pool {
+        Pool::new(cidr, &self.reserved)
+    }
+
     /// Gives `attachment` one address of each family among `cidrs`: the requested one where there is one, else the
     /// one that was free for longest as far as a bounded look can tell. All or nothing. `origin` is recorded
     /// for collectors.
@@ -110,7 +125,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::AlreadyHeld`], [`Error::Full`], [`Error::Conflict`], [`Error::OutsidePools`],
-    /// [`Error::RequestedTwice`], [`Error::NoPools`], [`Error::Busy`], [`Error::Io`]; nothing is changed then.
+    /// [`Error::Reserved`], [`Error::RequestedTwice`], [`Error::NoPools`], [`Error::Busy`], [`Error::Io`]; nothing is changed then.
     pub fn allocate(
         &self,
         attachment: &Attachment,
@@ -229,21 +244,23 @@ impl Store {
         Ok(allocations)
     }
 
-    /// How many addresses of `cidr` are held and how many rest.
+    /// How many of the addresses of `cidr` that this store gives are held and how many rest. A reserved one that is
+    /// still held is no part of the pool's size, and so is not counted either.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn usage(&self, cidr: IpNetwork) -> Result<Usage, Error> {
+        let pool = self.pool(cidr);
         let held = self
             .addresses("held")?
             .into_iter()
-            .filter(|address| cidr.contains(*address))
+            .filter(|address| pool.contains(*address))
             .count();
         let now = boot_time();
         let mut resting = 0;
         for address in self.addresses("resting")? {
             let waits =
-                cidr.contains(address) && self.resting_until(address)?.is_some_and(|until| until > now);
+                pool.contains(address) && self.resting_until(address)?.is_some_and(|until| until > now);
             resting += u128::from(waits);
         }
         Ok(Usage {

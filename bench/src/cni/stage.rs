@@ -122,6 +122,7 @@ pub fn node_file(name: &str, cidr: &str) -> Result<PathBuf> {
         gateway_v4: GATEWAY_V4,
         gateway_v6: GATEWAY_V6,
         mtu: 1450,
+        reserved: Vec::new(),
         not_ready: String::new(),
         impaired: String::new(),
     };

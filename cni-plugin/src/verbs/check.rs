@@ -13,6 +13,7 @@ use sluice_ipam::{DEFAULT_REST, Store};
 
 use crate::config::Config;
 use crate::error::{Code, Failure};
+use crate::host_ports::Mapping;
 use crate::invocation::Target;
 use crate::mac::{Mac, host_device};
 use crate::names::ROUTE_PROTOCOL;
@@ -21,6 +22,7 @@ use crate::netns::Netns;
 use crate::node_file::NodeFile;
 use crate::requests::{self, full_length};
 use crate::result::{Interface, PrevResult};
+use crate::shaping;
 use crate::wiring::{Link, look_up};
 
 /// Compares `target` with the config's `prevResult`.
@@ -35,6 +37,7 @@ pub fn check(target: &Target, config: &Config) -> Result<(), Failure> {
         ));
     };
     let prev = PrevResult::read(prev)?;
+    let wishes = config.wishes()?;
     let node = NodeFile::read(&config.node_file)?;
     let netns = Netns::open(&target.netns)?;
     let ifname = target.attachment.ifname();
@@ -58,6 +61,7 @@ pub fn check(target: &Target, config: &Config) -> Result<(), Failure> {
     };
 
     check.allocation(target, config)?;
+    check.host_ports(target, config, &wishes.host_ports)?;
     let mut host = Netlink::open()?;
     let host_link = look_up(&mut host, &device)?;
     let pod_link;
@@ -80,6 +84,8 @@ pub fn check(target: &Target, config: &Config) -> Result<(), Failure> {
             ));
         }
         check.host(&mut host, link, pod_link.and_then(|pod| pod.mac))?;
+        let limits = shaping::differences(&mut host, &target.attachment, &wishes.bandwidth)?;
+        check.differences.extend(limits);
     }
     if check.differences.is_empty() {
         return Ok(());
@@ -118,6 +124,30 @@ impl Check {
             if !self.addresses.contains(&address) {
                 self.differs(format!("the store says it holds {address}, prevResult does not"));
             }
+        }
+        Ok(())
+    }
+
+    fn host_ports(&mut self, target: &Target, config: &Config, wanted: &[Mapping]) -> Result<(), Failure> {
+        let directory = config.host_ports();
+        let found = directory.get(&target.attachment)?;
+        for mapping in wanted {
+            let there = found
+                .as_ref()
+                .is_some_and(|record| record.mappings.contains(mapping));
+            if !there {
+                self.differs(format!(
+                    "{} does not say that it has the host port {mapping}",
+                    directory.directory().display()
+                ));
+            }
+        }
+        let astray = found.filter(|_| !wanted.is_empty()).is_some_and(|record| {
+            let unknown = |address| !self.addresses.contains(address);
+            record.addresses.iter().any(unknown)
+        });
+        if astray {
+            self.differs("its host ports lead to addresses that prevResult does not tell of".to_owned());
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ pub fn gc(config: &Config) -> Result<(), Failure> {
     let store = Store::open_existing(&config.ipam_directory, DEFAULT_REST);
     let collected = collect(
         store.as_ref(),
+        &config.host_ports(),
         &|allocation| {
             // The list speaks for one network. A damaged file no longer tells its own: the list then decides alone.
             let foreign = !allocation.network.is_empty() && allocation.network != config.name;

@@ -22,7 +22,8 @@ pub fn status(config: &Config) -> Result<(), Failure> {
     if node.pod_cidrs.is_empty() {
         return Err(Failure::new(Code::NotReady, "the node has no pod CIDR"));
     }
-    let store = Store::open_existing(&config.ipam_directory, DEFAULT_REST);
+    let store = Store::open_existing(&config.ipam_directory, DEFAULT_REST)
+        .map(|store| store.with_reserved(&node.reserved));
     if let Some(store) = &store {
         let room = store.check_room();
         room.map_err(|error| Failure::new(Code::NotReady, error.to_string()))?;
@@ -40,7 +41,7 @@ pub fn status(config: &Config) -> Result<(), Failure> {
                 Some(store) => store.usage(*cidr)?,
                 None => Default::default(),
             };
-            let size = Pool::new(*cidr).size();
+            let size = Pool::new(*cidr, &node.reserved).size();
             if usage.held + usage.resting >= size {
                 let (held, resting) = (usage.held, usage.resting);
                 full.push(format!(

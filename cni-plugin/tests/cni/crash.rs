@@ -59,12 +59,20 @@ fn of_many_adds_for_one_attachment_one_wins_and_stays_whole() {
     assert_eq!(node.store().list().unwrap().len(), 1);
 }
 
-// C9
+/// A config that asks for all that ADD can make.
+fn asking_for_all(node: &Node, host_port: u64) -> String {
+    node.with(json!({ "runtimeConfig": {
+        "portMappings": [{ "hostPort": host_port, "containerPort": 80 }],
+        "bandwidth": { "ingressRate": 8_000_000, "egressRate": 8_000_000 },
+    } }))
+}
+
+// C9 C10
 #[test]
 fn adds_and_dels_of_one_attachment_at_once_never_leave_half_a_pod() {
     let node = Node::new(&DUAL);
     let pod = Namespace::new();
-    let config = node.with(json!({}));
+    let config = asking_for_all(&node, 80);
     for _ in 0..20 {
         let add = node.start("ADD", "a", &pod.path(), &config);
         let del = node.start("DEL", "a", &pod.path(), &config);
@@ -77,17 +85,24 @@ fn adds_and_dels_of_one_attachment_at_once_never_leave_half_a_pod() {
             "ADD {}: a device without an address or the reverse",
             add.success
         );
+        assert_eq!(node.host_ports().list().unwrap().len(), held);
+        let limits = node.namespace.ip("-o link show type ifb");
+        assert_eq!(limits.lines().count(), held, "{limits}");
         node.del("a").succeeded();
         node.assert_empty();
     }
 }
 
-// C8 C9
+// C8 C9 C10
 #[test]
 fn killed_at_any_instant_gc_leaves_nothing_and_no_address_is_given_twice() {
     let node = Node::new(&DUAL);
-    let config = node.with(json!({}));
-    for round in 0..60 {
+    for round in 0..120 {
+        let config = if round % 2 == 0 {
+            node.with(json!({}))
+        } else {
+            asking_for_all(&node, 1000 + round)
+        };
         let pod = Namespace::new();
         let id = format!("pod{round}");
         let mut add = node.start("ADD", &id, &pod.path(), &config);

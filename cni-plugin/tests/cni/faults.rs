@@ -25,7 +25,10 @@ const TOO_MANY: usize = 2000;
 
 /// Carries out a call and kills it as it enters its system call number `fatal`, from 0, which is then not carried out.
 /// Whether it came that far.
-#[expect(clippy::zombie_processes, reason = "a traced process is waited for by its number")]
+#[expect(
+    clippy::zombie_processes,
+    reason = "a traced process is waited for by its number"
+)]
 fn killed_at(node: &Node, verb: &str, netns: &Path, fatal: usize) -> bool {
     let variables = [
         ("CNI_COMMAND", verb),

@@ -4,9 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says what failed")]
 
+mod bandwidth;
 mod check;
 mod crash;
 mod faults;
+mod host_ports;
 mod node;
 mod protocol;
 mod removals;

@@ -10,6 +10,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Map, Value, json};
+use sluice_cni::host_ports::HostPorts;
 use sluice_cni::mac::host_device;
 use sluice_cni::node_file::{NodeFile, VERSION};
 use sluice_ipam::{Attachment, DEFAULT_REST, Store};
@@ -44,12 +45,17 @@ impl Namespace {
     }
 
     pub fn ip(&self, arguments: &str) -> String {
+        self.tool("ip", arguments)
+    }
+
+    /// Runs a tool of iproute2, which must succeed.
+    pub fn tool(&self, tool: &str, arguments: &str) -> String {
         self.run(|| {
-            let output = Command::new("ip").args(arguments.split(' ')).output();
-            let output = output.expect("these tests need iproute2's `ip`");
+            let output = Command::new(tool).args(arguments.split(' ')).output();
+            let output = output.expect("these tests need iproute2");
             assert!(
                 output.status.success(),
-                "ip {arguments}: {}",
+                "{tool} {arguments}: {}",
                 String::from_utf8_lossy(&output.stderr)
             );
             String::from_utf8(output.stdout).unwrap()
@@ -115,6 +121,7 @@ impl Node {
             gateway_v4: sluice_cni::names::GATEWAY_V4,
             gateway_v6: sluice_cni::names::GATEWAY_V6,
             mtu: 1450,
+            reserved: Vec::new(),
             not_ready: String::new(),
             impaired: String::new(),
         }
@@ -138,6 +145,26 @@ impl Node {
 
     pub fn store(&self) -> Store {
         Store::open(self.ipam(), DEFAULT_REST).unwrap()
+    }
+
+    pub fn host_ports(&self) -> HostPorts {
+        HostPorts::beside(&self.ipam())
+    }
+
+    /// ADD with a `runtimeConfig`.
+    pub fn add_with(&self, id: &str, pod: &Namespace, runtime: &Value) -> Answer {
+        self.call(
+            "ADD",
+            id,
+            &pod.path(),
+            &self.with(json!({ "runtimeConfig": runtime })),
+        )
+    }
+
+    /// CHECK with a `runtimeConfig`.
+    pub fn check_with(&self, id: &str, pod: &Namespace, runtime: &Value, result: &Value) -> Answer {
+        let config = self.with(json!({ "runtimeConfig": runtime, "prevResult": result }));
+        self.call("CHECK", id, &pod.path(), &config)
     }
 
     pub fn config(&self) -> Map<String, Value> {
@@ -235,6 +262,8 @@ impl Node {
     #[track_caller]
     pub fn assert_empty(&self) {
         assert_eq!(self.devices(), Vec::<String>::new());
+        assert_eq!(self.namespace.ip("-o link show type ifb"), "");
+        assert_eq!(self.host_ports().list().unwrap(), Vec::new());
         assert_eq!(self.namespace.ip("route show proto 83"), "");
         assert_eq!(self.namespace.ip("-6 route show proto 83"), "");
         assert_eq!(self.store().list().unwrap(), Vec::new());

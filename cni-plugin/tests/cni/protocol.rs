@@ -157,7 +157,7 @@ fn bad_configs_are_told_apart() {
     let mut nameless = node.config();
     nameless.remove("name");
     let nameless = Value::Object(nameless).to_string();
-    let mapping = json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 80, "containerPort": 80 }] } });
+    let mapping = json!({ "runtimeConfig": { "portMappings": [{ "hostPort": 0, "containerPort": 80 }] } });
     let cases = [
         (String::new(), 6, "no network config"),
         (" \n".to_owned(), 6, "no network config"),
@@ -189,11 +189,11 @@ fn bad_configs_are_told_apart() {
             7,
             "prevResult",
         ),
-        (node.with(mapping), 2, "portMappings [{"),
+        (node.with(mapping), 7, "runtimeConfig.portMappings {"),
         (
-            node.with(json!({ "runtimeConfig": { "bandwidth": { "ingressRate": 1000 } } })),
-            2,
-            "bandwidth {",
+            node.with(json!({ "runtimeConfig": { "bandwidth": { "ingressRate": -1000 } } })),
+            7,
+            "runtimeConfig.bandwidth.ingressRate -1000",
         ),
     ];
     for (config, code, says) in cases {

@@ -56,3 +56,39 @@ fn addresses_and_a_mac_can_be_asked_for() {
     }
     assert_eq!(node.devices().len(), 3);
 }
+
+/// I5
+#[test]
+fn reserved_addresses_are_not_to_be_had() {
+    let node = Node::new(&DUAL);
+    let mut file = node.file(&DUAL);
+    file.reserved = vec![
+        "10.244.1.0/25".parse().unwrap(),
+        "fd00:244:1::/65".parse().unwrap(),
+    ];
+    node.write(&file);
+    let (a, b) = (Namespace::new(), Namespace::new());
+    let result = node.add("a", &a).succeeded();
+    assert_eq!(addresses(&result), ["10.244.1.128", "fd00:244:1:0:8000::"]);
+    let config = node.with(json!({ "runtimeConfig": { "ips": ["10.244.1.7"] } }));
+    let answer = node.call("ADD", "b", &b.path(), &config);
+    assert_eq!(answer.code(), 103);
+    assert!(
+        answer
+            .text()
+            .contains("10.244.1.0/25 is reserved by ipam.reserved in the daemon's configuration"),
+        "{}",
+        answer.text()
+    );
+    // With all of a family reserved, none can be wired, and STATUS says so.
+    file.reserved = vec!["10.244.0.0/16".parse().unwrap()];
+    node.write(&file);
+    assert_eq!(node.add("b", &b).code(), 101);
+    let status = node.call("STATUS", "", std::path::Path::new(""), &node.with(json!({})));
+    assert_eq!(status.code(), 50);
+    assert!(
+        status.text().contains("10.244.1.0/24 has 0 for pods"),
+        "{}",
+        status.text()
+    );
+}

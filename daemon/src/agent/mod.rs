@@ -2,7 +2,7 @@
 //!
 //! Events are folded in and only mark what is dirty; then one pass applies what is, in a written order: network first
 //! (Services lead nowhere without it), then egress, then Services, and last what tells the plugin that pods can be
-//! wired. Nothing is applied before the datastore's first full list is in. There is no shutdown: whatever is in the
+//! wired. Nothing is applied before the datastore's first full list and this node's host ports are in. There is no shutdown: whatever is in the
 //! kernel keeps working, and the next start adopts it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,14 +10,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
-use tokio::sync::mpsc;
+use sluice_cni::host_ports::Record;
+use sluice_cni::names::HOST_PORTS_DIRECTORY;
+use sluice_ipam::Attachment;
+use tokio::sync::{mpsc, watch};
 
 use crate::admin::socket::Question;
 use crate::config::{Config, ProxyMode};
 use crate::datastore::Event;
 use crate::egress;
 use crate::host::watch::Report;
+use crate::host_ports::Snapshot;
 use crate::network::{self, Network};
+use crate::probe::Target;
 use crate::proxy::{Proxy, Surroundings};
 use crate::removals;
 use crate::state::balance::NodeView;
@@ -26,6 +31,7 @@ use crate::state::node_routes::NodeRoutes;
 use crate::state::objects::ObjectName;
 use crate::state::service_port::{ServicePort, ServicePortKey};
 
+mod host_port_pass;
 mod node_file;
 mod node_passes;
 mod reporting;
@@ -47,10 +53,14 @@ const UPKEEP: Duration = Duration::from_secs(15);
 pub struct Inputs {
     /// The datastore.
     pub events: mpsc::Receiver<Event>,
+    /// The plugin: the host ports of this node's pods, or why they cannot be read.
+    pub host_ports: mpsc::Receiver<Result<Snapshot, String>>,
     /// The kernel: something of the network changed.
     pub kernel: mpsc::Receiver<()>,
     /// The host: what gets in the way on it.
     pub host: mpsc::Receiver<Report>,
+    /// The probes: which ways to other nodes do not carry.
+    pub probes: mpsc::Receiver<Vec<String>>,
     /// Operators.
     pub questions: mpsc::Receiver<Question>,
 }
@@ -69,9 +79,14 @@ pub struct Agent {
     routes: NodeRoutes,
     view: NodeView,
     outcome: Option<network::Outcome>,
+    /// The ways that are to be probed.
+    probed: watch::Sender<Vec<Target>>,
     masquerade: Option<egress::Masquerade>,
     surroundings: Option<Surroundings>,
+    /// Those of host ports among them.
     services: BTreeMap<ServicePortKey, ServicePort>,
+    /// The pods with host ports; nothing until they were read.
+    host_ports: Option<BTreeMap<Attachment, Record>>,
     service_failures: BTreeMap<ServicePortKey, String>,
     synced: bool,
     drift_repaired: u64,
@@ -88,13 +103,19 @@ struct Marks {
     audit: bool,
     services: BTreeSet<ObjectName>,
     all_services: bool,
+    host_ports: bool,
     /// Keys whose sync failed, or which changed and are not yet synced.
     keys: BTreeSet<ServicePortKey>,
 }
 
 impl Marks {
     fn any(&self) -> bool {
-        self.nodes || self.audit || self.all_services || !self.services.is_empty() || !self.keys.is_empty()
+        self.nodes
+            || self.audit
+            || self.all_services
+            || self.host_ports
+            || !self.services.is_empty()
+            || !self.keys.is_empty()
     }
 }
 
@@ -111,7 +132,7 @@ impl Agent {
     ) -> anyhow::Result<Self> {
         Ok(Self {
             network: Network::open(config.network.clone())?,
-            node_file: node_file::Writer::new(&config.node_name),
+            node_file: node_file::Writer::new(&config),
             config,
             started: Instant::now(),
             proxy,
@@ -126,15 +147,22 @@ impl Agent {
             routes: NodeRoutes::default(),
             view: NodeView::default(),
             outcome: None,
+            probed: watch::Sender::new(Vec::new()),
             masquerade: None,
             surroundings: None,
             services: BTreeMap::new(),
+            host_ports: None,
             service_failures: BTreeMap::new(),
             synced: false,
             drift_repaired: 0,
             removals,
             problems: BTreeMap::new(),
         })
+    }
+
+    /// The ways to other nodes that are to be probed, as they change.
+    pub fn probed(&self) -> watch::Receiver<Vec<Target>> {
+        self.probed.subscribe()
     }
 
     /// Runs until the datastore ends.
@@ -153,12 +181,18 @@ impl Agent {
                         self.fold(event);
                     }
                 }
+                Some(snapshot) = inputs.host_ports.recv() => self.take_host_ports(snapshot),
                 Some(()) = inputs.kernel.recv() => {
                     gathered.get_or_insert_with(|| tokio::time::Instant::now() + GATHER);
                     continue;
                 }
                 Some(report) = inputs.host.recv() => {
                     self.fold_host(report);
+                    continue;
+                }
+                Some(problems) = inputs.probes.recv() => {
+                    self.found("probes", problems);
+                    self.tell_plugin();
                     continue;
                 }
                 Some(question) = inputs.questions.recv() => {
@@ -178,7 +212,8 @@ impl Agent {
                 }
             }
             retry = None;
-            if self.loaded && self.dirty.any() && !self.pass().await {
+            // The first sync removes what is not known: nothing may be missing from it.
+            if self.loaded && self.host_ports.is_some() && self.dirty.any() && !self.pass().await {
                 retry = Some(tokio::time::Instant::now() + RETRY);
             }
         }
@@ -257,7 +292,9 @@ impl Agent {
     /// What pods that run already may suffer from.
     fn impairments(&self) -> Vec<&str> {
         // What is wrong with an object in the datastore is its author's trouble, not that of this node's pods.
-        let of_the_node = ["network", "egress", "proxy", "pod MTU", "forward", "host"];
+        let of_the_node = [
+            "network", "egress", "proxy", "pod MTU", "forward", "host", "probes",
+        ];
         of_the_node
             .iter()
             .filter_map(|finder| self.problems.get(finder))
@@ -272,6 +309,8 @@ impl Agent {
         let name = &self.config.node_name;
         if !self.loaded {
             awaiting.push("the datastore's first full list".to_owned());
+        } else if self.host_ports.is_none() {
+            awaiting.push(format!("the host ports in {HOST_PORTS_DIRECTORY} to be read"));
         } else if self.cluster.node(name).is_none() {
             awaiting.push(format!("a Node object called {name:?} in the datastore"));
         } else if self.routes.own.is_empty() {

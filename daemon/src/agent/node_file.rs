@@ -5,23 +5,30 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use ipnetwork::IpNetwork;
 use sluice_cni::names::{CONFLIST, GATEWAY_V4, GATEWAY_V6, NODE_FILE};
 use sluice_cni::node_file::{NodeFile, VERSION};
 
+use crate::config::{Config, ProxyMode};
 use crate::network::Outcome;
 use crate::state::node_routes::NodeRoutes;
 
 /// Writes both files when their content changes.
 pub struct Writer {
     node_name: String,
+    reserved: Vec<IpNetwork>,
+    /// Whether this daemon serves host ports; otherwise they are left to another plugin of the chain.
+    host_ports: bool,
     written: Option<NodeFile>,
 }
 
 impl Writer {
-    /// A writer for the node called `node_name`.
-    pub fn new(node_name: &str) -> Self {
+    /// A writer for the node that `config` describes.
+    pub fn new(config: &Config) -> Self {
         Self {
-            node_name: node_name.to_owned(),
+            node_name: config.node_name.clone(),
+            reserved: config.ipam.reserved.clone(),
+            host_ports: config.proxy.mode != ProxyMode::Off,
             written: None,
         }
     }
@@ -43,6 +50,7 @@ impl Writer {
             gateway_v4: GATEWAY_V4,
             gateway_v6: GATEWAY_V6,
             mtu: outcome.pod_mtu,
+            reserved: self.reserved.clone(),
             not_ready: awaiting.join("; "),
             impaired,
         };
@@ -57,15 +65,15 @@ impl Writer {
         if !awaiting.is_empty() {
             return None;
         }
-        ensure_conflist(Path::new(CONFLIST))
+        ensure_conflist(Path::new(CONFLIST), self.host_ports)
             .err()
             .map(|error| format!("writing {CONFLIST}: {error}"))
     }
 }
 
 /// Writes the conflist under a temporary name and renames it: a runtime's watcher sees a whole file appear.
-fn ensure_conflist(path: &Path) -> io::Result<()> {
-    let text = conflist();
+fn ensure_conflist(path: &Path, host_ports: bool) -> io::Result<()> {
+    let text = conflist(host_ports);
     if fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
         return Ok(());
     }
@@ -80,8 +88,11 @@ fn ensure_conflist(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn conflist() -> String {
-    let plugin = serde_json::json!({ "type": "sluice", "capabilities": { "ips": true, "mac": true } });
+fn conflist(host_ports: bool) -> String {
+    let capabilities = serde_json::json!({
+        "ips": true, "mac": true, "bandwidth": true, "portMappings": host_ports,
+    });
+    let plugin = serde_json::json!({ "type": "sluice", "capabilities": capabilities });
     let list = serde_json::json!({ "cniVersion": "1.1.0", "name": "sluice", "plugins": [plugin] });
     format!("{list:#}\n")
 }
@@ -95,18 +106,19 @@ mod tests {
     fn the_conflist_appears_whole_and_only_once() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("net.d/10-sluice.conflist");
-        ensure_conflist(&path).unwrap();
+        ensure_conflist(&path, true).unwrap();
         let first = fs::metadata(&path).unwrap();
         let list: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!(
             (&list["cniVersion"], &list["plugins"][0]["type"]),
             (&"1.1.0".into(), &"sluice".into())
         );
-        ensure_conflist(&path).unwrap();
+        ensure_conflist(&path, true).unwrap();
         assert_eq!(
             first.modified().unwrap(),
             fs::metadata(&path).unwrap().modified().unwrap()
         );
+        assert_eq!(list["plugins"][0]["capabilities"]["portMappings"], true);
         assert_eq!(
             fs::read_dir(path.parent().unwrap()).unwrap().count(),
             1,

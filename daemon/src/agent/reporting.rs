@@ -77,7 +77,8 @@ impl Agent {
 
     fn pools(&self) -> Vec<report::Pool> {
         // Not there before the first pod: then nothing is held.
-        let store = Store::open_existing(Path::new(IPAM_DIRECTORY), Duration::from_secs(120));
+        let store = Store::open_existing(Path::new(IPAM_DIRECTORY), Duration::from_secs(120))
+            .map(|store| store.with_reserved(&self.config.ipam.reserved));
         let pool = |cidr: &ipnetwork::IpNetwork| {
             let usage = store
                 .as_ref()
@@ -85,7 +86,7 @@ impl Agent {
                 .unwrap_or_default();
             report::Pool {
                 cidr: cidr.to_string(),
-                size: sluice_ipam::Pool::new(*cidr).size(),
+                size: sluice_ipam::Pool::new(*cidr, &self.config.ipam.reserved).size(),
                 held: usage.held,
                 resting: usage.resting,
             }

@@ -10,8 +10,9 @@ use super::{Agent, Marks};
 use crate::network;
 use crate::proxy::{Dirty, Surroundings};
 use crate::state::balance::{NodeView, service_ports};
+use crate::state::host_ports;
 use crate::state::objects::ObjectName;
-use crate::state::service_port::{Family, Protocol, Scope, ServicePortKey};
+use crate::state::service_port::{Family, Protocol, Scope, ServicePort, ServicePortKey};
 
 impl Agent {
     pub(super) fn apply_services(&mut self, marks: &Marks) -> bool {
@@ -91,11 +92,13 @@ impl Agent {
                 .iter()
                 .flat_map(|name| service_ports(&self.cluster, name, &self.view))
                 .collect();
+            self.refold_host_ports();
             return Dirty::All;
         }
         let mut keys = marks.keys.clone();
         // A set that lost an address to another may have it now that the other changed.
         keys.extend(self.service_failures.keys().cloned());
+        let mut ports_moved = marks.host_ports;
         for name in &marks.services {
             let before: Vec<_> = self
                 .services
@@ -105,9 +108,11 @@ impl Agent {
                 .collect();
             let after = service_ports(&self.cluster, name, &self.view);
             for key in before {
-                if after.get(&key) != self.services.get(&key) {
+                let (old, new) = (self.services.get(&key), after.get(&key));
+                if new != old {
                     keys.insert(key.clone());
                 }
+                ports_moved |= moved(old, new);
                 if !after.contains_key(&key) {
                     self.services.remove(&key);
                 }
@@ -115,9 +120,14 @@ impl Agent {
             for (key, set) in after {
                 if self.services.get(&key) != Some(&set) {
                     keys.insert(key.clone());
+                    ports_moved |= moved(self.services.get(&key), Some(&set));
                     self.services.insert(key, set);
                 }
             }
+        }
+        // A port that a Service took or gave up may be one of a host port's.
+        if ports_moved {
+            keys.extend(self.refold_host_ports());
         }
         Dirty::Only(keys)
     }
@@ -131,6 +141,13 @@ impl Agent {
             self.found("upkeep", problem.into_iter().collect());
         }
     }
+}
+
+/// Whether a Service's addresses on the node changed, not only its endpoints.
+fn moved(old: Option<&ServicePort>, new: Option<&ServicePort>) -> bool {
+    let frontends = |set: Option<&ServicePort>| set.map(|set| set.frontends.clone()).unwrap_or_default();
+    let (old, new) = (frontends(old), frontends(new));
+    old != new && (host_ports::concerns(&old) || host_ports::concerns(&new))
 }
 
 fn first_key(name: &ObjectName) -> ServicePortKey {

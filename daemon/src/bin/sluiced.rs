@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use sluice_cni::names::{IPAM_DIRECTORY, PLUGIN_FOLDER, REMOVALS_SOCKET};
+use sluice_cni::host_ports::HostPorts;
+use sluice_cni::names::{HOST_PORTS_DIRECTORY, IPAM_DIRECTORY, PLUGIN_FOLDER, REMOVALS_SOCKET};
 use sluice_daemon::admin::{self, http, socket};
 use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::proxy::Proxy;
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options};
-use sluice_daemon::{datastore, host, install, mounts, network, removals};
+use sluice_daemon::{datastore, host, host_ports, install, mounts, network, probe, removals};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -126,6 +127,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     );
     let (question_sender, questions) = mpsc::channel(16);
     let (event_sender, events) = mpsc::channel(1024);
+    let (snapshot_sender, host_ports) = mpsc::channel(1);
     let (wake, kernel) = mpsc::channel(1);
     let (report_sender, reports) = mpsc::channel(1);
 
@@ -140,10 +142,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
         report_sender,
     ));
     let agent = Agent::new(config.clone(), proxy, removed)?;
+    let (problem_sender, probes) = mpsc::channel(1);
+    tokio::spawn(probe::run(
+        config.network.vxlan.port,
+        agent.probed(),
+        problem_sender,
+    ));
     let store = datastore::manifests::run(config.datastore.manifests.directory, event_sender);
+    let records = host_ports::run(HostPorts::at(HOST_PORTS_DIRECTORY), snapshot_sender);
     tokio::select! {
+        ended = records => ended.context("watching the host ports"),
         ended = store => ended.context("watching the manifests"),
-        () = agent.run(Inputs { events, kernel, host: reports, questions }) => Ok(()),
+        () = agent.run(Inputs { events, host_ports, kernel, host: reports, probes, questions }) => Ok(()),
     }
 }
 

@@ -11,20 +11,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode};
-use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
 use super::Event;
 use super::wire::{self, Document};
 use crate::state::objects::{Kind, Object, ObjectName};
+use crate::watch::FolderWatch;
 use crate::yaml;
 
 /// How long a change is left to settle: an editor's or copier's several writes are read as one.
 const SETTLE: Duration = Duration::from_millis(30);
-
-/// How often the folder is read even if the kernel says nothing (its notifications can overflow).
-const RESCAN: Duration = Duration::from_secs(10);
 
 /// A file larger than this is not read: no hand-written manifest is.
 const LARGEST_FILE: u64 = 64 << 20;
@@ -34,37 +30,17 @@ const LARGEST_FILE: u64 = 64 << 20;
 /// # Errors
 /// The kernel will not watch the folder. A folder that is not there is no error: it is waited for.
 pub async fn run(directory: PathBuf, events: mpsc::Sender<Event>) -> anyhow::Result<()> {
-    let (wake, mut woken) = mpsc::channel::<()>(1);
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading the folder is an event too: to answer it with reading would never end. A full channel means a scan
-        // is due anyway.
-        if !event.is_ok_and(|event| is_mere_reading(event.kind)) {
-            let _ = wake.try_send(());
-        }
-    })?;
-    let mut watched = false;
-    let mut folder = Folder::new(directory.clone());
+    let mut watch = FolderWatch::new(&directory, SETTLE)?;
+    let mut folder = Folder::new(directory);
     loop {
-        if !watched {
-            watched = watcher.watch(&directory, RecursiveMode::NonRecursive).is_ok();
-        }
+        watch.begin();
         for event in folder.scan() {
             if events.send(event).await.is_err() {
                 return Ok(());
             }
         }
-        let patience = if watched { RESCAN } else { Duration::from_secs(1) };
-        if tokio::time::timeout(patience, woken.recv()).await.is_ok() {
-            tokio::time::sleep(SETTLE).await;
-            while woken.try_recv().is_ok() {}
-        }
-        watched &= directory.is_dir();
+        watch.changed().await;
     }
-}
-
-/// Whether an event tells of somebody looking at a file, not changing it.
-fn is_mere_reading(kind: EventKind) -> bool {
-    matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write))
 }
 
 /// The folder as it was last read.
@@ -371,6 +347,14 @@ mod tests {
         assert_eq!(problem(&folder.scan()), "", "and it is over once mended");
     }
 
+    #[test]
+    fn a_missing_folder_is_not_an_empty_one() {
+        let mut folder = Folder::new(PathBuf::from("/nowhere/to/be/found"));
+        let events = folder.scan();
+        assert!(!events.contains(&Event::Loaded));
+        assert!(problem(&events).contains("reading the folder"));
+    }
+
     /// D5
     #[test]
     fn nonsense_in_one_object_leaves_its_neighbours_served() {
@@ -392,34 +376,5 @@ mod tests {
         let events = folder.scan();
         assert_eq!(upserts(&events), ["default/one"]);
         assert!(problem(&events).contains("a.yaml too"), "{}", problem(&events));
-    }
-
-    #[tokio::test]
-    async fn reading_the_folder_does_not_call_for_reading_it_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let (heard, hears) = std::sync::mpsc::channel();
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            heard.send(event.unwrap().kind).unwrap();
-        })
-        .unwrap();
-        watcher
-            .watch(directory.path(), RecursiveMode::NonRecursive)
-            .unwrap();
-        fs::read_dir(directory.path()).unwrap().count();
-        fs::write(directory.path().join("a.yaml"), "text").unwrap();
-        let kinds: Vec<_> = hears
-            .iter()
-            .take_while(|kind| *kind != EventKind::Access(AccessKind::Close(AccessMode::Write)))
-            .collect();
-        assert!(is_mere_reading(kinds[0]), "{kinds:?}");
-        assert!(kinds.iter().any(|kind| !is_mere_reading(*kind)), "{kinds:?}");
-    }
-
-    #[test]
-    fn a_missing_folder_is_not_an_empty_one() {
-        let mut folder = Folder::new(PathBuf::from("/nowhere/to/be/found"));
-        let events = folder.scan();
-        assert!(!events.contains(&Event::Loaded));
-        assert!(problem(&events).contains("reading the folder"));
     }
 }

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context, bail};
 use ipnetwork::IpNetwork;
+use netlink_packet_route::link::InfoKind;
 use sluice_cni::names::DEVICE_PREFIX;
 
 use crate::config;
@@ -149,7 +150,7 @@ impl Network {
             0 => uplink.mtu.saturating_sub(overhead),
             configured => configured,
         };
-        let pods = self.kernel.veths(DEVICE_PREFIX).await?;
+        let pods = self.kernel.of_kind(InfoKind::Veth, DEVICE_PREFIX).await?;
         let tunnels = tunnels.into_values().collect();
         Ok(Outcome {
             pods_behind: pods.iter().filter(|(_, mtu)| *mtu != pod_mtu).count(),
@@ -247,14 +248,15 @@ impl Network {
         Ok(any)
     }
 
-    /// Removes the host ends of all pods' veth pairs, each of which takes its pod's end and its routes with it; says
-    /// how many there were.
+    /// Removes the host ends of all pods' veth pairs, each of which takes its pod's end and its routes with it, and the
+    /// devices that limit what pods send; says how many pairs there were.
     ///
     /// # Errors
     /// What the kernel refused.
     pub async fn remove_pods(&self) -> anyhow::Result<usize> {
-        let pods = self.kernel.veths(DEVICE_PREFIX).await?;
-        for (device, _) in &pods {
+        let pods = self.kernel.of_kind(InfoKind::Veth, DEVICE_PREFIX).await?;
+        let limits = self.kernel.of_kind(InfoKind::Ifb, DEVICE_PREFIX).await?;
+        for (device, _) in pods.iter().chain(&limits) {
             self.kernel.delete_device(device).await?;
         }
         Ok(pods.len())

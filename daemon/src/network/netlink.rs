@@ -80,21 +80,22 @@ impl Kernel {
         Ok(uplinks)
     }
 
-    /// The veth devices whose names begin with `prefix`, each with its MTU in bytes.
+    /// The devices of a kind whose names begin with `prefix`, each with its MTU in bytes.
     ///
     /// # Errors
     /// The kernel's answer to listing links.
-    pub async fn veths(&self, prefix: &str) -> anyhow::Result<Vec<(Device, u32)>> {
+    pub async fn of_kind(&self, kind: InfoKind, prefix: &str) -> anyhow::Result<Vec<(Device, u32)>> {
         let links = self.links().await?;
-        let veth = |link: &&LinkMessage| {
+        let kind = LinkInfo::Kind(kind);
+        let of_kind = |link: &&LinkMessage| {
             link.attributes.iter().any(|attribute| {
                 matches!(attribute, LinkAttribute::LinkInfo(infos)
-                    if infos.contains(&LinkInfo::Kind(InfoKind::Veth)))
+                    if infos.contains(&kind))
             })
         };
         let named = links
             .iter()
-            .filter(veth)
+            .filter(of_kind)
             .map(|link| (device_of(link), link_mtu(link)));
         Ok(named
             .filter(|(device, _)| device.name.starts_with(prefix))

@@ -100,7 +100,7 @@ fn judge(ask: &Ask, found: Option<&Link>) -> Result<bool, String> {
 
 /// A device in the group that is no pod's.
 fn stranger(socket: &mut Netlink) -> Result<Option<Link>, NetlinkError> {
-    let all = links(socket.batch(&[requests::list_links()])?);
+    let all = links(socket.batch(&[requests::list_all_links()])?);
     Ok(all
         .into_iter()
         .find(|link| link.group == REMOVAL_GROUP && link.serves().is_none()))

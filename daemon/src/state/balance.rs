@@ -101,6 +101,8 @@ fn scope_of(service: &Service, kind: FrontendKind) -> Scope {
         FrontendKind::NodePort | FrontendKind::ExternalIp | FrontendKind::LoadBalancer => {
             service.external_local
         }
+        // No Service's, and here alone anyway.
+        FrontendKind::HostPort => false,
     };
     if local { Scope::Local } else { Scope::Cluster }
 }

@@ -1,11 +1,13 @@
 //! The cluster as plain data. Pure: no I/O, no clock, no kernel.
 //!
 //! [`objects`] are what a datastore tells; [`cluster`] folds them and says which Services a change touches;
-//! [`balance`] turns one Service into the [`service_port`]s the proxy programs; [`node_routes`] says which pod CIDRs
+//! [`balance`] turns one Service into the [`service_port`]s the proxy programs, and [`host_ports`] the host ports of this
+//! node's pods; [`node_routes`] says which pod CIDRs
 //! lie behind which node.
 
 pub mod balance;
 pub mod cluster;
+pub mod host_ports;
 pub mod node_routes;
 pub mod objects;
 pub mod service_port;

@@ -88,6 +88,8 @@ pub enum FrontendKind {
     ExternalIp,
     /// `status.loadBalancer.ingress[].ip`.
     LoadBalancer,
+    /// `spec.containers[].ports[].hostPort` of a pod here, on one address of this node.
+    HostPort,
 }
 
 /// An address and port that leads to a Service.

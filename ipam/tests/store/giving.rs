@@ -213,7 +213,7 @@ fn a_pool_of_65536_goes_round_and_finds_its_last_address() {
     let directory = tempdir().unwrap();
     let store = open(directory.path(), 0);
     let pools = cidrs(&["10.1.0.0/16"]);
-    assert_eq!(Pool::new(pools[0]).size(), 65_534);
+    assert_eq!(Pool::new(pools[0], &[]).size(), 65_534);
     give(&store, "first", &pools, &[ip("10.1.255.250")]).unwrap();
     // All others held, as far as the directory shows, but for one before the cursor.
     for third in 0..=255 {
@@ -278,4 +278,41 @@ fn a_store_that_stays_locked_is_busy() {
     assert!(matches!(store.free(&pod("a")), Err(Error::Busy { .. })));
     lock.unlock().unwrap();
     give(&store, "a", &cidrs(&["10.1.0.0/29"]), &[]).unwrap();
+}
+
+// I5 I3
+#[test]
+fn reserved_addresses_are_never_given_nor_counted() {
+    let directory = tempdir().unwrap();
+    let reserved = cidrs(&["10.1.2.0/30", "fd00::/65"]);
+    let store = Store::open(directory.path(), Duration::ZERO).unwrap();
+    let pools = cidrs(&["10.1.2.0/29", "fd00::/64"]);
+    // Given before it was reserved: it stays until it is freed.
+    assert_eq!(give(&store, "old", &pools, &[]).unwrap()[0], ip("10.1.2.1"));
+    let store = store.with_reserved(&reserved);
+    for (id, wanted) in [("a", "10.1.2.4"), ("b", "10.1.2.5"), ("c", "10.1.2.6")] {
+        let given = give(&store, id, &pools, &[]).unwrap();
+        assert_eq!(given[0], ip(wanted));
+        assert!(!reserved[1].contains(given[1]), "{given:?}");
+    }
+    assert_eq!(store.pool(pools[0]).size(), 3);
+    assert_eq!(store.usage(pools[0]).unwrap(), Usage { held: 3, resting: 0 });
+    let full = give(&store, "d", &pools, &[]).unwrap_err();
+    assert!(
+        full.to_string().contains("10.1.2.0/29 has 3 for pods, 3 held"),
+        "{full}"
+    );
+    let refused = give(&store, "d", &pools, &[ip("10.1.2.2")]).unwrap_err();
+    assert!(matches!(refused, Error::Reserved { .. }));
+    assert!(
+        refused
+            .to_string()
+            .contains("10.1.2.0/30 is reserved by ipam.reserved"),
+        "{refused}"
+    );
+    store.free(&pod("old")).unwrap();
+    assert!(
+        matches!(give(&store, "d", &pools, &[]), Err(Error::Full { .. })),
+        "a freed one is not given again"
+    );
 }

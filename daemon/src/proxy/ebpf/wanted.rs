@@ -38,7 +38,7 @@ pub(super) fn frontends(
                 if key.scope == Scope::Local {
                     flags |= frontend_flag::DROP_WHEN_EMPTY;
                 }
-                if frontend.kind != FrontendKind::NodePort {
+                if !matches!(frontend.kind, FrontendKind::NodePort | FrontendKind::HostPort) {
                     flags |= frontend_flag::FOREIGN;
                 }
             }
