@@ -8,6 +8,7 @@
 //! This crate never talks to an API server or to the network: all it needs lies on the node. The daemon is asked for one
 //! thing only, and nothing depends on its answer ([`removals`]).
 
+pub mod arguments;
 pub mod bandwidth;
 pub mod call;
 pub mod collect;

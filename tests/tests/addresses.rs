@@ -1,7 +1,5 @@
 //! Pods' addresses as the operator's configuration has them.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
