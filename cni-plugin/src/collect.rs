@@ -94,7 +94,7 @@ pub fn collect(
         if known.contains(&link.name) {
             continue;
         }
-        let Some(attachment) = served(&link) else {
+        let Some(attachment) = link.serves() else {
             continue;
         };
         if !device_live(&attachment) {
@@ -107,14 +107,6 @@ pub fn collect(
         }
     }
     Ok(collected)
-}
-
-/// Whom a device serves, by its alias; nothing when the name does not fit it, for then it is not Sluice's.
-pub(crate) fn served(link: &Link) -> Option<Attachment> {
-    let (container_id, ifname) = link.alias.split_once('/')?;
-    let attachment = Attachment::new(container_id, ifname).ok()?;
-    let own = [mac::host_device(&attachment), mac::rate_device(&attachment)];
-    own.contains(&link.name).then_some(attachment)
 }
 
 /// Collects the attachments whose network namespace is gone and whose device went with it, sparing the young. Says

@@ -36,6 +36,8 @@ pub struct Config {
     pub node_file: PathBuf,
     /// The address store, [`names::IPAM_DIRECTORY`] unless `ipamDirectory` says otherwise.
     pub ipam_directory: PathBuf,
+    /// The daemon's socket for removals, [`names::REMOVALS_SOCKET`] unless `removalsSocket` says otherwise.
+    pub removals_socket: PathBuf,
     keys: Map<String, Value>,
 }
 
@@ -110,6 +112,7 @@ impl Config {
             name,
             node_file: path("nodeFile", names::NODE_FILE)?,
             ipam_directory: path("ipamDirectory", names::IPAM_DIRECTORY)?,
+            removals_socket: path("removalsSocket", names::REMOVALS_SOCKET)?,
             keys,
         })
     }

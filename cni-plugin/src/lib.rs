@@ -5,7 +5,8 @@
 //! plugin about the node ([`node_file`]), the collection of what dead sandboxes left ([`collect`]),
 //! and the MTU of pods that run already ([`mtu`]).
 //!
-//! This crate never talks to the daemon, to an API server or to the network: all it needs lies on the node.
+//! This crate never talks to an API server or to the network: all it needs lies on the node. The daemon is asked for one
+//! thing only, and nothing depends on its answer ([`removals`]).
 
 pub mod arguments;
 pub mod bandwidth;
@@ -21,6 +22,7 @@ pub mod names;
 pub mod netlink;
 pub mod netns;
 pub mod node_file;
+pub mod removals;
 pub mod requests;
 pub mod result;
 pub mod shaping;

@@ -14,7 +14,7 @@ pub struct Mac([u8; 6]);
 
 impl Mac {
     /// The address of these bytes.
-    pub fn from_bytes(bytes: [u8; 6]) -> Self {
+    pub const fn from_bytes(bytes: [u8; 6]) -> Self {
         Self(bytes)
     }
 
@@ -84,6 +84,16 @@ pub fn rate_device(attachment: &Attachment) -> String {
     let hash = hash(&["rate", attachment.container_id(), attachment.ifname()]);
     // `r` is no digit of a host end's name: the two never meet.
     format!("{DEVICE_PREFIX}r{:08x}", hash >> 32)
+}
+
+/// Whether a device of this name is the host's end of some pod.
+pub fn is_host_device(name: &str) -> bool {
+    name.strip_prefix(DEVICE_PREFIX).is_some_and(|rest| {
+        rest.len() == 9
+            && rest
+                .bytes()
+                .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
 /// FNV-1a, its bits then mixed so that all of them depend on all of the text. Names on running nodes come from it:

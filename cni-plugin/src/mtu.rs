@@ -9,7 +9,6 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::InfoKind;
 use sluice_ipam::{Attachment, Store};
 
-use crate::collect::served;
 use crate::error::{Code, Failure};
 use crate::netlink::Netlink;
 use crate::netns::Netns;
@@ -32,7 +31,7 @@ pub fn follow(ipam_directory: &Path, rest: Duration, mtu: u32) -> Result<usize, 
             continue;
         };
         let link = Link::read(&message);
-        let Some(attachment) = served(&link).filter(|_| link.mtu != mtu) else {
+        let Some(attachment) = link.serves().filter(|_| link.mtu != mtu) else {
             continue;
         };
         let done = set_in_pod(&store, &attachment, mtu)

@@ -73,6 +73,27 @@ pub fn get_link(name: &str) -> Request {
     request(doing, RouteNetlinkMessage::GetLink(message), Kind::Act)
 }
 
+/// Asks for the device at `index`, which was called `name`.
+pub fn get_link_at(index: u32, name: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    let doing = format!("looking for the device {name} at index {index}");
+    Request {
+        tolerated: &[libc::ENODEV],
+        ..request(doing, RouteNetlinkMessage::GetLink(message), Kind::Act)
+    }
+}
+
+/// Asks for all devices of the namespace.
+pub fn list_all_links() -> Request {
+    let message = LinkMessage::default();
+    request(
+        "listing all devices".to_owned(),
+        RouteNetlinkMessage::GetLink(message),
+        Kind::List,
+    )
+}
+
 /// Makes a device through which packets can be led on their way in.
 pub fn make_ifb(name: &str, mtu: u32) -> Request {
     let mut message = LinkMessage::default();
@@ -154,6 +175,51 @@ pub fn remove_link(name: &str, index: Option<u32>) -> Request {
         tolerated: &[libc::ENODEV],
         ..request(
             format!("removing {name}"),
+            RouteNetlinkMessage::DelLink(message),
+            Kind::Act,
+        )
+    }
+}
+
+/// Switches the device at `index`, which was called `name`, off. The kernel then drops its routes and neighbours too.
+pub fn set_down(name: &str, index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.change_mask = LinkFlags::Up;
+    Request {
+        tolerated: &[libc::ENODEV],
+        ..request(
+            format!("switching {name} off"),
+            RouteNetlinkMessage::SetLink(message),
+            Kind::Act,
+        )
+    }
+}
+
+/// Puts the device at `index`, which was called `name`, into `group`.
+pub fn set_group(name: &str, index: u32, group: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::Group(group)];
+    Request {
+        tolerated: &[libc::ENODEV],
+        ..request(
+            format!("putting {name} into the group {group:#x}"),
+            RouteNetlinkMessage::SetLink(message),
+            Kind::Act,
+        )
+    }
+}
+
+/// Removes all devices of `group`, whoever put them there, at the cost of little more than one.
+pub fn remove_group(group: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![LinkAttribute::Group(group)];
+    Request {
+        // Its members may all have been removed by others.
+        tolerated: &[libc::ENODEV],
+        ..request(
+            format!("removing the devices of the group {group:#x}"),
             RouteNetlinkMessage::DelLink(message),
             Kind::Act,
         )

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
@@ -16,6 +17,7 @@ use crate::mac::{self, Mac};
 use crate::netlink::{Netlink, NetlinkError};
 use crate::netns::Netns;
 use crate::node_file::NodeFile;
+use crate::removals::{self, Ask};
 use crate::requests::{self, End};
 
 /// Least MTU of IPv6 (RFC 8200): below it the kernel has no IPv6 on a device.
@@ -214,6 +216,25 @@ fn explain(plan: &Plan, error: NetlinkError) -> Failure {
     error.into()
 }
 
+/// Cuts the pod of `attachment` off at once, and asks the daemon that listens at `removals` to remove the host's end of
+/// its pair together with others. Whoever calls this looks afterwards, since the daemon may be away.
+///
+/// # Errors
+/// Code 100 when the device serves another, or with the kernel's answer.
+pub fn retire(attachment: &Attachment, removals: &Path) -> Result<(), Failure> {
+    let mut host = Netlink::open()?;
+    let (name, alias) = (mac::host_device(attachment), attachment.to_string());
+    let Some(link) = look_up(&mut host, &name)? else {
+        return Ok(());
+    };
+    check_served(&link, &alias)?;
+    let index = link.index;
+    // Should it be refused, the removal says why, or does it all the same.
+    let _ = host.batch(&[requests::set_down(&name, index)]);
+    removals::ask(removals, &Ask { index, name });
+    Ok(())
+}
+
 /// Removes the device `name`, and with one end of a pair the other; says whether it was there.
 ///
 /// # Errors
@@ -222,15 +243,21 @@ pub(crate) fn remove_with(host: &mut Netlink, name: &str, alias: &str) -> Result
     let Some(link) = look_up(host, name)? else {
         return Ok(false);
     };
+    check_served(&link, alias)?;
+    host.batch(&[requests::remove_link(name, Some(link.index))])?;
+    Ok(true)
+}
+
+/// Only what serves `alias`, or as yet nobody, is this attachment's to change.
+fn check_served(link: &Link, alias: &str) -> Result<(), Failure> {
     if !link.alias.is_empty() && link.alias != alias {
         let message = format!(
-            "the device {name} serves {:?}, not {alias}: left alone",
-            link.alias
+            "the device {} serves {:?}, not {alias}: left alone",
+            link.name, link.alias
         );
         return Err(Failure::new(Code::Kernel, message));
     }
-    host.batch(&[requests::remove_link(name, Some(link.index))])?;
-    Ok(true)
+    Ok(())
 }
 
 /// The device called `name`, if there is one.
@@ -244,19 +271,28 @@ pub(crate) fn look_up(socket: &mut Netlink, name: &str) -> Result<Option<Link>, 
 
 /// A device as the kernel describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Link {
-    pub(crate) index: u32,
-    pub(crate) name: String,
-    pub(crate) alias: String,
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its alias; empty without one.
+    pub alias: String,
+    /// Its group (`IFLA_GROUP`); 0 unless somebody set one.
+    pub group: u32,
     /// Index of the other end, in its own namespace.
-    pub(crate) peer: u32,
-    pub(crate) mac: Option<Mac>,
-    pub(crate) mtu: u32,
-    pub(crate) up: bool,
+    pub peer: u32,
+    /// Its MAC.
+    pub mac: Option<Mac>,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is switched on.
+    pub up: bool,
 }
 
 impl Link {
-    pub(crate) fn read(message: &LinkMessage) -> Self {
+    /// What the kernel's answer says.
+    pub fn read(message: &LinkMessage) -> Self {
         let mut link = Self {
             index: message.header.index,
             up: message.header.flags.contains(LinkFlags::Up),
@@ -266,6 +302,7 @@ impl Link {
             match attribute {
                 LinkAttribute::IfName(name) => link.name.clone_from(name),
                 LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
+                LinkAttribute::Group(group) => link.group = *group,
                 LinkAttribute::Link(peer) => link.peer = *peer,
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::Address(bytes) => {
@@ -276,9 +313,18 @@ impl Link {
         }
         link
     }
+
+    /// Whom it serves, by its alias; nothing when the name does not fit that, for then it is not Sluice's.
+    pub fn serves(&self) -> Option<Attachment> {
+        let (container_id, ifname) = self.alias.split_once('/')?;
+        let attachment = Attachment::new(container_id, ifname).ok()?;
+        let own = [mac::host_device(&attachment), mac::rate_device(&attachment)];
+        own.contains(&self.name).then_some(attachment)
+    }
 }
 
-fn only_link(answers: &[RouteNetlinkMessage]) -> Option<Link> {
+/// The device among the answers to a batch that asked for one.
+pub fn only_link(answers: &[RouteNetlinkMessage]) -> Option<Link> {
     answers.iter().find_map(|answer| match answer {
         RouteNetlinkMessage::NewLink(message) => Some(Link::read(message)),
         _ => None,

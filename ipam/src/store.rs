@@ -10,6 +10,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access};
 
 use crate::directory::{Guard, remove_if_there};
 use crate::error::io_error;
@@ -19,8 +22,9 @@ use crate::{Allocation, Attachment, Claim, Error, Origin, Pool};
 /// How long a call waits for others to be done. Each holds the lock for well under a millisecond.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Directories below the root; the last is made last, so its presence says all are there.
-const DIRECTORIES: [&str; 4] = ["held", "resting", "cursor", "owners"];
+/// Directories below the root, beside the one for owners: that is made last, so its presence says all are there.
+const DIRECTORIES: [&str; 3] = ["held", "resting", "cursor"];
+const OWNERS: &str = "owners";
 
 /// The addresses of one node's pods.
 #[derive(Debug, Clone)]
@@ -48,21 +52,41 @@ impl Store {
     /// The kernel's answer to making a directory.
     pub fn open(root: impl Into<PathBuf>, rest: Duration) -> Result<Self, Error> {
         let store = Self::at(root.into(), rest);
-        if !store.root.join("owners").is_dir() {
+        if !store.root.join(OWNERS).is_dir() {
             let mut builder = DirBuilder::new();
             builder.recursive(true).mode(0o700);
-            for name in DIRECTORIES {
+            let make = |name: &str| {
                 let path = store.root.join(name);
-                builder.create(&path).map_err(io_error("making", path))?;
-            }
+                builder.create(&path).map_err(io_error("making", path))
+            };
+            DIRECTORIES.into_iter().try_for_each(make)?;
+            // A store that is there must be one that can free on a full disk.
+            drop(store.lock()?);
+            make(OWNERS)?;
         }
         Ok(store)
+    }
+
+    /// Whether something could be given as far as the filesystem goes, changing nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: it is read-only, or full.
+    pub fn check_room(&self) -> Result<(), Error> {
+        let refused = |errno: Errno| io_error("giving an address in", &self.root)(errno.into());
+        access(&self.root, AccessFlags::W_OK).map_err(refused)?;
+        let room = statvfs(&self.root).map_err(refused)?;
+        // Without a limit the total is 0.
+        let full = |total, free| total > 0 && free == 0;
+        if full(room.files(), room.files_available()) || full(room.blocks(), room.blocks_available()) {
+            return Err(refused(Errno::ENOSPC));
+        }
+        Ok(())
     }
 
     /// Opens the store at `root` if there is one; makes nothing.
     pub fn open_existing(root: impl Into<PathBuf>, rest: Duration) -> Option<Self> {
         let store = Self::at(root.into(), rest);
-        store.root.join("owners").is_dir().then_some(store)
+        store.root.join(OWNERS).is_dir().then_some(store)
     }
 
     fn at(root: PathBuf, rest: Duration) -> Self {

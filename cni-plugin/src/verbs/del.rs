@@ -18,6 +18,8 @@ pub fn del(attachment: &Attachment, config: &Config) -> Result<(), Failure> {
     // First what leads others here, so that nobody is sent to a pod that is half gone.
     host_ports.remove(attachment)?;
     // Then the devices: the addresses' rest begins when nothing can send from them any more.
+    wiring::retire(attachment, &config.removals_socket)?;
+    // Whatever the daemon answered: one in another network namespace would be wrong in good faith.
     remove_devices(attachment)?;
     if let Some(store) = Store::open_existing(&config.ipam_directory, DEFAULT_REST) {
         store.free(attachment)?;

@@ -24,6 +24,10 @@ pub fn status(config: &Config) -> Result<(), Failure> {
     }
     let store = Store::open_existing(&config.ipam_directory, DEFAULT_REST)
         .map(|store| store.with_reserved(&node.reserved));
+    if let Some(store) = &store {
+        let room = store.check_room();
+        room.map_err(|error| Failure::new(Code::NotReady, error.to_string()))?;
+    }
     for v4 in [true, false] {
         let family: Vec<_> = node
             .pod_cidrs

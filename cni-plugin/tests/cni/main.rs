@@ -7,8 +7,10 @@
 mod bandwidth;
 mod check;
 mod crash;
+mod faults;
 mod host_ports;
 mod node;
 mod protocol;
+mod removals;
 mod wiring;
 mod wishes;

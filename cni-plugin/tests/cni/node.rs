@@ -139,6 +139,10 @@ impl Node {
         self.directory.path().join("ipam")
     }
 
+    pub fn removals_socket(&self) -> PathBuf {
+        self.directory.path().join("removals.sock")
+    }
+
     pub fn store(&self) -> Store {
         Store::open(self.ipam(), DEFAULT_REST).unwrap()
     }
@@ -171,6 +175,7 @@ impl Node {
             "capabilities": { "portMappings": true, "ips": true },
             "nodeFile": self.node_file(),
             "ipamDirectory": self.ipam(),
+            "removalsSocket": self.removals_socket(),
         });
         config.as_object().unwrap().clone()
     }

@@ -119,6 +119,18 @@ fn exposition(report: &Report) -> String {
         &one(u128::from(status.drift_repaired)),
     );
     metric(
+        "sluice_removals_total",
+        "counter",
+        "Devices of pods removed for the plugin.",
+        &one(u128::from(status.removals.devices)),
+    );
+    metric(
+        "sluice_removal_groups_total",
+        "counter",
+        "Groups in which they were removed; each cost the kernel's wait once.",
+        &one(u128::from(status.removals.groups)),
+    );
+    metric(
         "sluice_service_ports",
         "gauge",
         "Service ports programmed.",

@@ -42,6 +42,19 @@ pub struct Status {
     pub pools: Vec<Pool>,
     /// Kernel objects that were not as they had been left, and were put right.
     pub drift_repaired: u64,
+    /// Pods' devices removed since the daemon started.
+    #[serde(default)]
+    pub removals: Removals,
+}
+
+/// Removals of pods' devices.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Removals {
+    /// Devices removed.
+    pub devices: u64,
+    /// Groups they were removed in: each cost the kernel's wait once.
+    pub groups: u64,
 }
 
 /// Where desired state comes from.

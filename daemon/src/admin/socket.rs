@@ -1,8 +1,6 @@
 //! The admin API: HTTP on a unix socket that root alone can open.
 
-use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,6 +13,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::report::Report;
+use crate::private_socket;
 
 /// A question to the daemon's owner task: answered with a report of the moment.
 pub type Question = oneshot::Sender<Report>;
@@ -40,21 +39,9 @@ pub async fn serve(path: &Path, questions: mpsc::Sender<Question>) -> anyhow::Re
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        let reason = "another sluiced answers there, and two would undo each other's work; stop it first";
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, reason));
-    }
-    // Bound under another name and renamed: a killed predecessor's socket is in nobody's way, and nobody can connect
-    // before the mode is set.
-    let temporary = path.with_extension(format!("sock.{}", std::process::id()));
-    let _ = fs::remove_file(&temporary);
-    let listener = UnixListener::bind(&temporary)?;
-    fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
-    fs::rename(&temporary, path)?;
-    Ok(listener)
+    let listener = private_socket::bind(path)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 async fn report(
@@ -74,29 +61,4 @@ pub async fn ask(questions: &mpsc::Sender<Question>) -> Option<Report> {
         answered.await.ok()
     };
     tokio::time::timeout(PATIENCE, asked).await.ok().flatten()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_dead_predecessors_socket_is_replaced_and_a_living_ones_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("sluiced.sock");
-        drop(bind(&path).unwrap());
-        let living = bind(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let refused = bind(&path).unwrap_err();
-        assert!(
-            refused.to_string().contains("another sluiced answers"),
-            "{refused}"
-        );
-        drop(living);
-        assert_eq!(
-            fs::read_dir(folder.path()).unwrap().count(),
-            1,
-            "no temporary name is left"
-        );
-    }
 }

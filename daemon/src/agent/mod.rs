@@ -6,6 +6,7 @@
 //! kernel keeps working, and the next start adopts it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
@@ -23,6 +24,7 @@ use crate::host_ports::Snapshot;
 use crate::network::{self, Network};
 use crate::probe::Target;
 use crate::proxy::{Proxy, Surroundings};
+use crate::removals;
 use crate::state::balance::NodeView;
 use crate::state::cluster::{Cluster, Touched};
 use crate::state::node_routes::NodeRoutes;
@@ -88,6 +90,7 @@ pub struct Agent {
     service_failures: BTreeMap<ServicePortKey, String>,
     synced: bool,
     drift_repaired: u64,
+    removals: Arc<removals::Counts>,
     /// What is wrong, by who found it; each finder replaces its own.
     problems: BTreeMap<&'static str, Vec<String>>,
     node_file: node_file::Writer,
@@ -117,11 +120,16 @@ impl Marks {
 }
 
 impl Agent {
-    /// An agent that knows nothing yet. `proxy` is the dataplane to use, or none where the mode is off.
+    /// An agent that knows nothing yet. `proxy` is the dataplane to use, or none where the mode is off; `removals` is
+    /// for its reports only.
     ///
     /// # Errors
     /// The netlink socket cannot be opened.
-    pub fn new(config: Config, proxy: Option<Box<dyn Proxy>>) -> anyhow::Result<Self> {
+    pub fn new(
+        config: Config,
+        proxy: Option<Box<dyn Proxy>>,
+        removals: Arc<removals::Counts>,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
             network: Network::open(config.network.clone())?,
             node_file: node_file::Writer::new(&config),
@@ -147,6 +155,7 @@ impl Agent {
             service_failures: BTreeMap::new(),
             synced: false,
             drift_repaired: 0,
+            removals,
             problems: BTreeMap::new(),
         })
     }

@@ -68,6 +68,10 @@ impl Agent {
                 .is_some_and(|masquerade| !masquerade.sources.is_empty()),
             pools: self.pools(),
             drift_repaired: self.drift_repaired,
+            removals: report::Removals {
+                devices: self.removals.devices(),
+                groups: self.removals.groups(),
+            },
         }
     }
 

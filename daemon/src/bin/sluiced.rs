@@ -7,13 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use sluice_cni::host_ports::HostPorts;
-use sluice_cni::names::{HOST_PORTS_DIRECTORY, IPAM_DIRECTORY, PLUGIN_FOLDER};
+use sluice_cni::names::{HOST_PORTS_DIRECTORY, IPAM_DIRECTORY, PLUGIN_FOLDER, REMOVALS_SOCKET};
 use sluice_daemon::admin::{self, http, socket};
 use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::proxy::Proxy;
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options};
-use sluice_daemon::{datastore, host, host_ports, install, mounts, network, probe};
+use sluice_daemon::{datastore, host, host_ports, install, mounts, network, probe, removals};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -133,6 +133,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
     socket::serve(Path::new(admin::SOCKET), question_sender.clone()).await?;
     http::serve(&config.admin, question_sender).await?;
+    let removed = removals::serve(Path::new(REMOVALS_SOCKET))?;
     let proxy = dataplane(config.proxy.mode)?;
     network::monitor::start(wake)?;
     tokio::spawn(collect_dead_pods());
@@ -140,7 +141,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         config.cluster_cidrs.iter().copied().collect(),
         report_sender,
     ));
-    let agent = Agent::new(config.clone(), proxy)?;
+    let agent = Agent::new(config.clone(), proxy, removed)?;
     let (problem_sender, probes) = mpsc::channel(1);
     tokio::spawn(probe::run(
         config.network.vxlan.port,

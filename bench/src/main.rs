@@ -1,0 +1,60 @@
+//! `sluice-bench`: measures Sluice beside what does the same today and beside the bare kernel work, in one run.
+//!
+//! Machines are noisy and differ: what counts is the ratio to a baseline taken at the same moments. Nothing is asserted
+//! here, nothing of the machine's own is touched, and all that a bench makes ends with its process.
+
+mod bare;
+mod cni;
+mod figures;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures Sluice beside its peers and the bare kernel work
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// A pod's ADD and DEL, beside the reference plugins and the bare netlink work
+    Cni {
+        /// A tenth of the runs, to see that it works
+        #[arg(long)]
+        quick: bool,
+        /// Where the figures go, as cni.json
+        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
+        results: PathBuf,
+        /// Where sluice and sluiced are; beside this program unless told
+        #[arg(long, value_name = "FOLDER", env = "SLUICE_BIN_DIR")]
+        binaries: Option<PathBuf>,
+        /// Where the reference plugins are (package containernetworking-plugins)
+        #[arg(long, value_name = "FOLDER", default_value = "/usr/lib/cni")]
+        peers: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    // Before all else: this is a contender, and its start is measured.
+    if let Some(ended) = bare::process() {
+        return ended;
+    }
+    let Bench::Cni {
+        quick,
+        results,
+        binaries,
+        peers,
+    } = Arguments::parse().bench;
+    match cni::run(quick, &results, binaries, peers) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sluice-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Removes devices together: looks at each, puts those that are pods' into one group and removes the group.
+//!
+//! The kernel removes whatever is in a group, so it is looked at as a whole right before. What is in it and a pod's was
+//! put there by a daemon that was killed before it got further: its removal was asked for too.
+
+use netlink_packet_route::RouteNetlinkMessage;
+use sluice_cni::names::REMOVAL_GROUP;
+use sluice_cni::netlink::{Netlink, NetlinkError};
+use sluice_cni::removals::Ask;
+use sluice_cni::requests;
+use sluice_cni::wiring::Link;
+
+/// Most devices asked about in one batch: their answers, some 2 KB each, must fit the socket's buffer together.
+const LOOKS: usize = 32;
+
+/// What became of a heap of requests.
+#[derive(Debug, Default)]
+pub struct Removed {
+    /// Per request, in order: gone, or why it was left alone.
+    pub outcomes: Vec<Result<(), String>>,
+    /// Devices removed.
+    pub devices: u64,
+    /// Waits they cost.
+    pub groups: u64,
+}
+
+/// Removes the devices asked for in the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel refused something; any of them may be left.
+pub fn remove(asks: &[Ask]) -> Result<Removed, NetlinkError> {
+    let mut socket = Netlink::open()?;
+    let mut removed = Removed::default();
+    let mut doomed = Vec::new();
+    for some in asks.chunks(LOOKS) {
+        let mut links = look(&mut socket, some)?;
+        for ask in some {
+            let link = links.iter().position(|link| link.index == ask.index);
+            let outcome = judge(ask, link.map(|position| links.swap_remove(position)).as_ref());
+            if outcome == Ok(true) {
+                doomed.push(ask);
+            }
+            removed.outcomes.push(outcome.map(drop));
+        }
+    }
+    removed.devices = doomed.len() as u64;
+    match doomed.as_slice() {
+        [] => {}
+        [one] => {
+            socket.batch(&[requests::remove_link(&one.name, Some(one.index))])?;
+            removed.groups = 1;
+        }
+        many => {
+            if let Some(stranger) = stranger(&mut socket)? {
+                tracing::warn!(
+                    device = stranger.name,
+                    group = REMOVAL_GROUP,
+                    "a device that is not Sluice's is in the group Sluice removes pods' devices by, so they are removed one by one, \
+                     slowly; take it out of that group: ip link set dev NAME group 0"
+                );
+                one_by_one(&mut socket, many)?;
+                removed.groups = removed.devices;
+            } else {
+                together(&mut socket, many)?;
+                removed.groups = 1;
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// The devices at the indices asked about, as far as there are any.
+fn look(socket: &mut Netlink, asks: &[Ask]) -> Result<Vec<Link>, NetlinkError> {
+    let looks: Vec<_> = asks
+        .iter()
+        .map(|ask| requests::get_link_at(ask.index, &ask.name))
+        .collect();
+    Ok(links(socket.batch(&looks)?))
+}
+
+fn links(answers: Vec<RouteNetlinkMessage>) -> Vec<Link> {
+    let link = |answer| match answer {
+        RouteNetlinkMessage::NewLink(message) => Some(Link::read(&message)),
+        _ => None,
+    };
+    answers.into_iter().filter_map(link).collect()
+}
+
+/// Whether the device found is to be removed, is gone already, or why it is left alone.
+fn judge(ask: &Ask, found: Option<&Link>) -> Result<bool, String> {
+    match found {
+        None => Ok(false),
+        Some(link) if link.name == ask.name && link.serves().is_some() => Ok(true),
+        Some(link) => Err(format!(
+            "index {} is {} with alias {:?}, not a pod's {}",
+            ask.index, link.name, link.alias, ask.name
+        )),
+    }
+}
+
+/// A device in the group that is no pod's.
+fn stranger(socket: &mut Netlink) -> Result<Option<Link>, NetlinkError> {
+    let all = links(socket.batch(&[requests::list_all_links()])?);
+    Ok(all
+        .into_iter()
+        .find(|link| link.group == REMOVAL_GROUP && link.serves().is_none()))
+}
+
+fn together(socket: &mut Netlink, doomed: &[&Ask]) -> Result<(), NetlinkError> {
+    let marks: Vec<_> = doomed
+        .iter()
+        .map(|ask| requests::set_group(&ask.name, ask.index, REMOVAL_GROUP))
+        .collect();
+    socket.batch(&marks)?;
+    socket.batch(&[requests::remove_group(REMOVAL_GROUP)]).map(drop)
+}
+
+fn one_by_one(socket: &mut Netlink, doomed: &[&Ask]) -> Result<(), NetlinkError> {
+    let each = doomed.iter();
+    let each: Vec<_> = each
+        .map(|ask| requests::remove_link(&ask.name, Some(ask.index)))
+        .collect();
+    socket.batch(&each).map(drop)
+}
