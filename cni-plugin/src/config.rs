@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 use sluice_ipam::Attachment;
 
+use crate::arguments::Arguments;
 use crate::bandwidth::Bandwidth;
 use crate::error::{Code, Failure};
 use crate::host_ports::{HostPorts, Mapping, mappings};
@@ -158,11 +159,12 @@ impl Config {
         Ok(Some(attachments))
     }
 
-    /// What the pod asks for: `runtimeConfig` goes before `args.cni`, and that before its annotations.
+    /// What the pod asks for: `runtimeConfig` goes before `CNI_ARGS`, that before `args.cni`, and that before its
+    /// annotations.
     ///
     /// # Errors
     /// Code 7 for a wrong value.
-    pub fn wishes(&self) -> Result<Wishes, Failure> {
+    pub fn wishes(&self, arguments: &Arguments) -> Result<Wishes, Failure> {
         let object = |key: &str, value: Option<&Value>| match value {
             None | Some(Value::Null) => Ok(Map::new()),
             Some(Value::Object(map)) => Ok(map.clone()),
@@ -175,8 +177,11 @@ impl Config {
         let annotations = object(key, runtime.get(key))?;
 
         let mut wishes = Wishes::default();
+        let old_list: Vec<&str> = arguments.addresses().collect();
+        let (old_list, old_mac) = (Value::from(old_list), arguments.mac().map(Value::from));
         let lists = [
             ("runtimeConfig.ips", runtime.get("ips")),
+            ("CNI_ARGS IP", Some(&old_list)),
             ("args.cni.ips", args.get("ips")),
         ];
         let annotated = annotations.get(IPS_ANNOTATION);
@@ -200,6 +205,7 @@ impl Config {
         }
         let macs = [
             ("runtimeConfig.mac", runtime.get("mac")),
+            ("CNI_ARGS MAC", old_mac.as_ref()),
             ("args.cni.mac", args.get("mac")),
         ];
         if let Some((key, value)) = macs

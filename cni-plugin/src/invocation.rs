@@ -1,13 +1,14 @@
 //! What the runtime says through the environment: the verb, and which container it is about.
 //!
-//! Runtimes set all six variables on every verb, empty where they do not apply: empty counts as not set. `CNI_PATH` and
-//! `CNI_ARGS` are of no use here and are not looked at.
+//! Runtimes set all six variables on every verb, empty where they do not apply: empty counts as not set. `CNI_PATH`
+//! is of no use here and is not looked at.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use sluice_ipam::{Attachment, InvalidName};
 
+use crate::arguments::Arguments;
 use crate::error::{Code, Failure};
 
 /// A call, its variables checked.
@@ -34,6 +35,8 @@ pub struct Target {
     pub attachment: Attachment,
     /// Path of its network namespace.
     pub netns: PathBuf,
+    /// What the runtime asks for in `CNI_ARGS`.
+    pub arguments: Arguments,
 }
 
 impl Invocation {
@@ -85,7 +88,12 @@ impl Invocation {
             return Ok(Some(Self::Del(attachment)));
         }
         let netns = PathBuf::from(required("CNI_NETNS")?);
-        let target = Target { attachment, netns };
+        let arguments = Arguments::new(text("CNI_ARGS")?.unwrap_or_default());
+        let target = Target {
+            attachment,
+            netns,
+            arguments,
+        };
         Ok(Some(if command == "ADD" {
             Self::Add(target)
         } else {

@@ -7,6 +7,7 @@
 //!
 //! This crate never talks to the daemon, to an API server or to the network: all it needs lies on the node.
 
+pub mod arguments;
 pub mod bandwidth;
 pub mod call;
 pub mod collect;

@@ -14,6 +14,7 @@ pub mod host_ports;
 pub mod install;
 pub mod mounts;
 pub mod network;
+pub mod probe;
 pub mod proxy;
 pub mod reconcile;
 pub mod state;

@@ -2,6 +2,11 @@
 //!
 //! Asks through real sockets only; what a daemon says of itself is never taken for proof that packets flow.
 
+pub mod containerd;
+pub mod cri;
+pub mod oci_image;
+pub mod podman;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -163,4 +168,42 @@ pub fn service_entries(lab: &Lab, node: &str, service: &str) -> Result<Vec<serde
 /// The daemon does not answer.
 pub fn problems(lab: &Lab, node: &str) -> Result<String> {
     Ok(lab.ctl_json(node, &["status"])?["problems"].to_string())
+}
+
+/// Puts plugins of the package containernetworking-plugins where a node's runtimes look for them.
+///
+/// # Errors
+/// One of them is not installed.
+pub fn install_reference_plugins(node: &Node<'_>, plugins: &[&str]) -> Result<()> {
+    for plugin in plugins {
+        let from = format!("/usr/lib/cni/{plugin}");
+        node.sh(&format!("test -x {from} && ln -sf {from} /opt/cni/bin/{plugin}"))
+            .with_context(|| format!("{from} is wanted (package containernetworking-plugins)"))?;
+    }
+    Ok(())
+}
+
+/// Makes a node's runtimes use `list` before any other network, noticed by those that watch: by rename.
+///
+/// # Errors
+/// The file system's.
+pub fn install_conflist(lab: &Lab, node: &str, list: &serde_json::Value) -> Result<()> {
+    let init = lab.record().member(node)?.init;
+    let path = init.root("/etc/cni/net.d/05-of-the-test.conflist");
+    sluice_lab::state::write_by_rename(&path, &format!("{list:#}\n"))
+}
+
+/// Devices, routes, neighbours and allocations of pods that a node has, as text to compare.
+///
+/// # Errors
+/// The node cannot be asked.
+pub fn pod_traces(node: &Node<'_>) -> Result<String> {
+    // Not busybox, whose own `ip` knows less.
+    node.run(&[
+        "sh",
+        "-c",
+        "ip -o link show type veth | grep sluice | sed 's/@.*//; s/^[0-9]*: //'; \
+         { ip -4 route; ip -6 route; ip -4 neighbour; ip -6 neighbour; } | grep -o '^.* dev sluice[0-9a-f]\\{9\\}'; \
+         sluicectl ipam -o json",
+    ])
 }

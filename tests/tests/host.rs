@@ -1,6 +1,6 @@
-//! What gets in the way on a host: found, said in status and in CNI STATUS with what to do, and no longer said once gone.
+//! What gets in the way, on a host and between hosts: found, said with what to do, and no longer said once gone.
 
-use sluice_lab::{Lab, Options, wait_until};
+use sluice_lab::{Backend, Lab, Options, wait_until};
 use sluice_tests::{PATIENCE, problems};
 
 const OBSTACLES: [(&str, &str, &str); 4] = [
@@ -69,4 +69,40 @@ fn what_gets_in_the_way_is_said_until_it_is_gone() {
         Ok(problems(&lab, "node1")? == "[]" && status().is_empty())
     })
     .unwrap();
+}
+
+/// N11
+#[test]
+fn a_way_between_nodes_that_does_not_carry_is_named() {
+    let lab = Lab::up(Options {
+        nodes: 2,
+        backend: Backend::Vxlan,
+        ..Options::default()
+    })
+    .unwrap();
+    let node = lab.node("node2");
+    let block = "nft 'add table inet block; add chain inet block in { type filter hook input priority 0; }'";
+    node.sh(block).unwrap();
+    for (rule, wanted) in [
+        // VXLAN's port, and then only what is too long for a path narrower than the uplink.
+        (
+            "udp dport 8472 drop",
+            "node node2 (10.244.2.0) does not answer through the tunnel",
+        ),
+        (
+            "udp dport 8472 meta length > 1400 drop",
+            "packets of 1430 bytes do not get through the tunnel to node node2",
+        ),
+    ] {
+        node.sh(&format!("nft 'add rule inet block in {rule}'")).unwrap();
+        // Ways are probed soon after a start, and then now and again.
+        lab.stop_sluiced("node1").unwrap();
+        lab.start_sluiced("node1").unwrap();
+        wait_until(wanted, PATIENCE, || Ok(problems(&lab, "node1")?.contains(wanted))).unwrap();
+        node.sh("nft flush chain inet block in").unwrap();
+        wait_until("it carries again", PATIENCE, || {
+            Ok(problems(&lab, "node1")? == "[]")
+        })
+        .unwrap();
+    }
 }

@@ -23,7 +23,7 @@ use crate::{requests, result, shaping};
 /// # Errors
 /// Whatever step failed; everything before it is undone.
 pub fn add(target: &Target, config: &Config) -> Result<Value, Failure> {
-    let wishes = config.wishes()?;
+    let wishes = config.wishes(&target.arguments)?;
     if config.prev_result().is_some() {
         let message = "prevResult: this plugin must be the first of its chain, but another ran before it";
         return Err(Failure::new(Code::Config, message));

@@ -37,7 +37,7 @@ pub fn check(target: &Target, config: &Config) -> Result<(), Failure> {
         ));
     };
     let prev = PrevResult::read(prev)?;
-    let wishes = config.wishes()?;
+    let wishes = config.wishes(&target.arguments)?;
     let node = NodeFile::read(&config.node_file)?;
     let netns = Netns::open(&target.netns)?;
     let ifname = target.attachment.ifname();

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::node::{Namespace, Node, addresses};
+use crate::node::{Namespace, Node, addresses, finish};
 use crate::wiring::{DUAL, talk};
 
 // C10 I5
@@ -91,4 +91,36 @@ fn reserved_addresses_are_not_to_be_had() {
         "{}",
         status.text()
     );
+}
+
+// C10 C15 I5
+#[test]
+fn podman_asks_in_cni_args() {
+    let node = Node::new(&DUAL);
+    let pod = Namespace::new();
+    let netns = pod.path();
+    let ask = |verb: &str, arguments: &str, config: &str| {
+        let variables = [
+            ("CNI_COMMAND", verb),
+            ("CNI_CONTAINERID", "a"),
+            ("CNI_NETNS", netns.to_str().unwrap()),
+            ("CNI_IFNAME", "eth0"),
+            ("CNI_ARGS", arguments),
+        ];
+        finish(node.start_with(&variables, config.as_bytes()))
+    };
+    let plain = node.with(json!({}));
+    let asked = "IgnoreUnknown=1;K8S_POD_NAME=web;MAC=c2:11:22:33:44:55;IP=10.244.1.99";
+    let result = ask("ADD", asked, &plain).succeeded();
+    assert_eq!(addresses(&result), ["10.244.1.99", "fd00:244:1::1"]);
+    assert!(pod.ip("link show eth0").contains("c2:11:22:33:44:55"));
+    assert!(node.check("a", &pod, &result).success);
+    ask("DEL", asked, &plain).succeeded();
+
+    let capability = node.with(json!({ "runtimeConfig": { "ips": ["10.244.1.98"] } }));
+    let result = ask("ADD", asked, &capability).succeeded();
+    assert_eq!(addresses(&result)[0], "10.244.1.98", "the newer way goes first");
+    ask("DEL", asked, &plain).succeeded();
+    let answer = ask("ADD", "IP=10.244.1.300", &plain);
+    assert!(answer.text().contains("CNI_ARGS IP"), "{}", answer.text());
 }

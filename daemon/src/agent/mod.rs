@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use sluice_cni::host_ports::Record;
 use sluice_cni::names::HOST_PORTS_DIRECTORY;
 use sluice_ipam::Attachment;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::admin::socket::Question;
 use crate::config::{Config, ProxyMode};
@@ -21,6 +21,7 @@ use crate::egress;
 use crate::host::watch::Report;
 use crate::host_ports::Snapshot;
 use crate::network::{self, Network};
+use crate::probe::Target;
 use crate::proxy::{Proxy, Surroundings};
 use crate::state::balance::NodeView;
 use crate::state::cluster::{Cluster, Touched};
@@ -56,6 +57,8 @@ pub struct Inputs {
     pub kernel: mpsc::Receiver<()>,
     /// The host: what gets in the way on it.
     pub host: mpsc::Receiver<Report>,
+    /// The probes: which ways to other nodes do not carry.
+    pub probes: mpsc::Receiver<Vec<String>>,
     /// Operators.
     pub questions: mpsc::Receiver<Question>,
 }
@@ -74,6 +77,8 @@ pub struct Agent {
     routes: NodeRoutes,
     view: NodeView,
     outcome: Option<network::Outcome>,
+    /// The ways that are to be probed.
+    probed: watch::Sender<Vec<Target>>,
     masquerade: Option<egress::Masquerade>,
     surroundings: Option<Surroundings>,
     /// Those of host ports among them.
@@ -134,6 +139,7 @@ impl Agent {
             routes: NodeRoutes::default(),
             view: NodeView::default(),
             outcome: None,
+            probed: watch::Sender::new(Vec::new()),
             masquerade: None,
             surroundings: None,
             services: BTreeMap::new(),
@@ -143,6 +149,11 @@ impl Agent {
             drift_repaired: 0,
             problems: BTreeMap::new(),
         })
+    }
+
+    /// The ways to other nodes that are to be probed, as they change.
+    pub fn probed(&self) -> watch::Receiver<Vec<Target>> {
+        self.probed.subscribe()
     }
 
     /// Runs until the datastore ends.
@@ -168,6 +179,11 @@ impl Agent {
                 }
                 Some(report) = inputs.host.recv() => {
                     self.fold_host(report);
+                    continue;
+                }
+                Some(problems) = inputs.probes.recv() => {
+                    self.found("probes", problems);
+                    self.tell_plugin();
                     continue;
                 }
                 Some(question) = inputs.questions.recv() => {
@@ -267,7 +283,9 @@ impl Agent {
     /// What pods that run already may suffer from.
     fn impairments(&self) -> Vec<&str> {
         // What is wrong with an object in the datastore is its author's trouble, not that of this node's pods.
-        let of_the_node = ["network", "egress", "proxy", "pod MTU", "forward", "host"];
+        let of_the_node = [
+            "network", "egress", "proxy", "pod MTU", "forward", "host", "probes",
+        ];
         of_the_node
             .iter()
             .filter_map(|finder| self.problems.get(finder))

@@ -88,12 +88,22 @@ fn ensure_conflist(path: &Path, host_ports: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// In `cniVersion` stands what every runtime understands: containerd 1.6 and 1.7 and podman 4 do not know 1.1.0 and would
+/// take no pod with it. Those that do know it find it in `cniVersions`, which the older ones pass over, and choose it.
 fn conflist(host_ports: bool) -> String {
+    let versions = ["1.0.0", "1.1.0"];
     let capabilities = serde_json::json!({
-        "ips": true, "mac": true, "bandwidth": true, "portMappings": host_ports,
+        "ips": true,
+        "mac": true,
+        "bandwidth": true,
+        "portMappings": host_ports,
+        // Under Kubernetes a pod's annotations are the only way to ask for an address.
+        "io.kubernetes.cri.pod-annotations": true,
     });
     let plugin = serde_json::json!({ "type": "sluice", "capabilities": capabilities });
-    let list = serde_json::json!({ "cniVersion": "1.1.0", "name": "sluice", "plugins": [plugin] });
+    let list = serde_json::json!({
+        "cniVersion": versions[0], "cniVersions": versions, "name": "sluice", "plugins": [plugin],
+    });
     format!("{list:#}\n")
 }
 
@@ -109,9 +119,15 @@ mod tests {
         ensure_conflist(&path, true).unwrap();
         let first = fs::metadata(&path).unwrap();
         let list: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(list["plugins"][0]["type"], "sluice");
         assert_eq!(
-            (&list["cniVersion"], &list["plugins"][0]["type"]),
-            (&"1.1.0".into(), &"sluice".into())
+            list["cniVersion"], "1.0.0",
+            "what runtimes older than 1.1.0 understand"
+        );
+        assert_eq!(
+            list["cniVersions"],
+            serde_json::json!(["1.0.0", "1.1.0"]),
+            "what the newer ones choose from"
         );
         ensure_conflist(&path, true).unwrap();
         assert_eq!(

@@ -7,6 +7,7 @@ use sluice_cni::names::IPAM_DIRECTORY;
 use super::Agent;
 use crate::egress;
 use crate::host::watch::Report;
+use crate::probe;
 use crate::state::balance::NodeView;
 use crate::state::node_routes::node_routes;
 use crate::state::objects::Node;
@@ -45,6 +46,12 @@ impl Agent {
             self.view = view;
             self.dirty.all_services = true;
         }
+        let targets = probe::targets(&outcome, &self.routes.own);
+        self.probed.send_if_modified(|known| {
+            let changed = *known != targets;
+            *known = targets;
+            changed
+        });
         let done = outcome.failed == 0;
         self.outcome = Some(outcome);
         done

@@ -13,7 +13,7 @@ use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::proxy::Proxy;
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options};
-use sluice_daemon::{datastore, host, host_ports, install, mounts, network};
+use sluice_daemon::{datastore, host, host_ports, install, mounts, network, probe};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -141,12 +141,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
         report_sender,
     ));
     let agent = Agent::new(config.clone(), proxy)?;
+    let (problem_sender, probes) = mpsc::channel(1);
+    tokio::spawn(probe::run(
+        config.network.vxlan.port,
+        agent.probed(),
+        problem_sender,
+    ));
     let store = datastore::manifests::run(config.datastore.manifests.directory, event_sender);
     let records = host_ports::run(HostPorts::at(HOST_PORTS_DIRECTORY), snapshot_sender);
     tokio::select! {
         ended = records => ended.context("watching the host ports"),
         ended = store => ended.context("watching the manifests"),
-        () = agent.run(Inputs { events, host_ports, kernel, host: reports, questions }) => Ok(()),
+        () = agent.run(Inputs { events, host_ports, kernel, host: reports, probes, questions }) => Ok(()),
     }
 }
 

@@ -149,11 +149,23 @@ fn plugins(list: &Value) -> Result<&[Value]> {
         .ok_or_else(|| anyhow!("the network configuration has no list of plugins"))
 }
 
+/// The newest version the list offers, as libcni chooses since it knows 1.1.0.
+fn version(list: &Value) -> &str {
+    let several = list["cniVersions"].as_array().into_iter().flatten();
+    let offered = several.chain([&list["cniVersion"]]).filter_map(Value::as_str);
+    let newest = offered.max_by_key(|text| {
+        let parts = text.split('.').map(|part| part.parse().unwrap_or(0));
+        parts.collect::<Vec<u32>>()
+    });
+    // What no version means in the specification.
+    newest.unwrap_or("0.1.0")
+}
+
 /// What a plugin gets on standard input: its own part, with what the list and the runtime add.
 fn merged(list: &Value, plugin: &Value, runtime: &Map<String, Value>, previous: Option<&Value>) -> Value {
     let mut config = plugin.clone();
     config["name"] = list["name"].clone();
-    config["cniVersion"] = list["cniVersion"].clone();
+    config["cniVersion"] = json!(version(list));
     // A plugin is told only what it says it understands.
     let told: Map<String, Value> = runtime
         .iter()
@@ -264,5 +276,13 @@ mod tests {
         assert_eq!(config["cniVersion"], "1.1.0");
         assert_eq!(config["prevResult"], json!({"ips": []}));
         assert_eq!(config["capabilities"]["ips"], true, "left in, as libcni does");
+    }
+
+    #[test]
+    fn the_newest_version_offered_is_spoken() {
+        assert_eq!(version(&json!({"cniVersion": "0.4.0"})), "0.4.0");
+        let several = json!({"cniVersion": "1.0.0", "cniVersions": ["0.3.1", "1.1.0", "1.0.0"]});
+        assert_eq!(version(&several), "1.1.0");
+        assert_eq!(version(&json!({})), "0.1.0");
     }
 }

@@ -1,0 +1,215 @@
+//! A real containerd with runc on a lab node, its state in the node's own memory.
+//!
+//! Nothing of the machine's containerd, if it runs one, is used or touched. What it starts lives in the node's cgroup and
+//! PID namespace and dies with the lab.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use sluice_lab::{Lab, Node, up, wait_until};
+
+use crate::cri::Client;
+use crate::{PATIENCE, install_reference_plugins, oci_image};
+
+const CONFIG: &str = "/run/containerd.toml";
+const PID: &str = "/run/containerd.pid";
+const SOCKET: &str = "/run/containerd/containerd.sock";
+const LOG: &str = "/var/log/containerd.log";
+
+/// The containerd of a node.
+pub struct Containerd<'lab> {
+    lab: &'lab Lab,
+    node: String,
+}
+
+impl<'lab> Containerd<'lab> {
+    /// Starts containerd on `node` and gives it the image.
+    ///
+    /// # Errors
+    /// It does not start (packages containerd and runc), or does not take the image.
+    pub fn start(lab: &'lab Lab, node: &str) -> Result<Self> {
+        let containerd = Self {
+            lab,
+            node: node.to_owned(),
+        };
+        // Its CRI service has the loopback device of every sandbox switched on by a plugin.
+        install_reference_plugins(&containerd.place(), &["loopback"])?;
+        containerd.write(CONFIG, config().as_bytes())?;
+        containerd.run()?;
+        containerd.write("/run/image.tar", &oci_image::archive()?)?;
+        for namespace in ["default", "k8s.io"] {
+            containerd.ctr_in(namespace, &["image", "import", "/run/image.tar"])?;
+        }
+        Ok(containerd)
+    }
+
+    /// Starts containerd again after [`Containerd::kill`].
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn run(&self) -> Result<()> {
+        let script = format!("echo $$ > {PID}; exec containerd --config {CONFIG}");
+        let detach = ["--detach-to", LOG];
+        let output = up::exec_command(
+            self.lab.record(),
+            &self.node,
+            &detach,
+            &["busybox", "sh", "-c", &script],
+        )
+        .output()
+        .context("starting containerd")?;
+        if !output.status.success() {
+            bail!("containerd: {}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        wait_until("containerd answers", PATIENCE, || {
+            self.cri()?.version().map(|_| true)
+        })
+    }
+
+    /// Kills containerd itself, as the kernel would for want of memory; what it started lives on.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill(&self) -> Result<()> {
+        let number = self.place().run(&["cat", PID])?;
+        let number = number.trim();
+        self.place().run(&["busybox", "kill", "-9", number])?;
+        wait_until("containerd is dead", PATIENCE, || {
+            Ok(!self
+                .place()
+                .exec(&["busybox", "kill", "-0", number])?
+                .status
+                .success())
+        })
+    }
+
+    /// Kills what keeps a sandbox and takes its namespace away, behind containerd's back.
+    ///
+    /// # Errors
+    /// There is no such sandbox.
+    pub fn wreck(&self, sandbox: &str) -> Result<()> {
+        let task = format!("/run/containerd-state/io.containerd.runtime.v2.task/k8s.io/{sandbox}");
+        // The shim is its container's parent.
+        let script = format!(
+            "inside=$(cat {task}/init.pid) && netns=$(readlink /proc/$inside/ns/net) && \
+             kill -9 $(cut -d ' ' -f 4 /proc/$inside/stat) $inside && \
+             for f in /run/netns/cni-*; do \
+               if [ \"net:[$(stat -c %i $f)]\" = \"$netns\" ]; then umount $f && rm $f && echo gone; fi; \
+             done"
+        );
+        let said = self.place().sh(&script)?;
+        if said.trim() != "gone" {
+            bail!("the namespace of {sandbox} was not found: {said}");
+        }
+        Ok(())
+    }
+
+    /// The node.
+    #[must_use]
+    pub fn place(&self) -> Node<'lab> {
+        self.lab.node(&self.node)
+    }
+
+    /// Runs `ctr` in containerd's default namespace.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        self.ctr_in("default", arguments)
+    }
+
+    /// Runs `ctr` in a namespace of containerd; `k8s.io` is that of CRI.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn ctr_in(&self, namespace: &str, arguments: &[&str]) -> Result<String> {
+        self.place()
+            .run(&[&["ctr", "--namespace", namespace], arguments].concat())
+    }
+
+    /// Starts a container with `ctr run --cni` and waits until it has its network. Detached, `ctr` never calls DEL; so
+    /// it stays in front, and calls it when the container ends or the value is dropped.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn run_cni(&self, name: &str) -> Result<sluice_lab::Running> {
+        let named = format!("NAME={name}");
+        // Without shares, as the node's cgroup has no CPU controller to take them.
+        let command = [
+            "ctr",
+            "run",
+            "--rm",
+            "--cni",
+            "--cpu-shares",
+            "0",
+            "--env",
+            &named,
+            oci_image::NAME,
+            name,
+        ];
+        let running = self.place().spawn(&command)?;
+        wait_until("the container serves", PATIENCE, || {
+            let get = format!("http://127.0.0.1:{}/", oci_image::PORT);
+            let said = self.inside("default", name, &["wget", "-q", "-O", "-", &get])?;
+            let addresses = self.inside("default", name, &["ip", "-o", "address", "show", "eth0"])?;
+            Ok(said.trim() == name && addresses.contains("inet"))
+        })?;
+        Ok(running)
+    }
+
+    /// Runs a busybox applet inside a container.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn inside(&self, namespace: &str, container: &str, applet: &[&str]) -> Result<String> {
+        let start = ["task", "exec", "--exec-id", "asked", container, "/bin/busybox"];
+        self.ctr_in(namespace, &[&start, applet].concat())
+    }
+
+    /// A client of containerd's CRI service.
+    ///
+    /// # Errors
+    /// Its socket does not answer.
+    pub fn cri(&self) -> Result<Client> {
+        Client::connect(&self.path(SOCKET)?)
+    }
+
+    /// The end of containerd's log.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn log_end(&self) -> Result<String> {
+        self.place().run(&["tail", "-n", "20", LOG])
+    }
+
+    fn path(&self, path: &str) -> Result<PathBuf> {
+        Ok(self.lab.record().member(&self.node)?.init.root(path))
+    }
+
+    fn write(&self, path: &str, content: &[u8]) -> Result<()> {
+        let path = self.path(path)?;
+        fs::write(&path, content).with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+/// As a cluster's nodes have it, but for the places, and for cgroup limits: a lab node's cgroup has no controllers.
+fn config() -> String {
+    format!(
+        r#"version = 2
+root = "/run/containerd-root"
+state = "/run/containerd-state"
+[grpc]
+  address = "{SOCKET}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{}"
+  disable_cgroup = true
+  # A score below the caller's takes a right that containers, in which tests may run, are not given.
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/opt/cni/bin"
+    conf_dir = "/etc/cni/net.d"
+"#,
+        oci_image::NAME
+    )
+}
