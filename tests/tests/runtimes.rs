@@ -158,6 +158,14 @@ fn containers_of_containerd_and_podman_on_two_nodes_talk_to_each_other_and_out()
     }
 }
 
+/// A sandbox without the hostPort that one sandbox of a node alone can have.
+fn without_host_port(name: &str) -> PodSandboxConfig {
+    PodSandboxConfig {
+        port_mappings: Vec::new(),
+        ..PodSandboxConfig::of_pod(name)
+    }
+}
+
 /// What the runtime tells of a sandbox's addresses.
 fn told_addresses(cri: &Client, id: &str) -> Vec<IpAddr> {
     let status = cri.pod_sandbox_status(id).unwrap();
@@ -201,7 +209,7 @@ fn given(node: &Node<'_>, verb: &str) -> (String, Value) {
     (env, serde_json::from_str(&config).unwrap())
 }
 
-/// C8 C11 C14 C15 I5: the conflist is noticed, what CRI sends is taken, nothing stays.
+/// C8 C10 C11 C14 C15 I5: the conflist is noticed, what CRI sends is taken, nothing stays.
 #[test]
 fn sandboxes_by_cri_from_a_conflist_that_comes_late_to_their_removal() {
     let lab = lab();
@@ -234,6 +242,10 @@ fn sandboxes_by_cri_from_a_conflist_that_comes_late_to_their_removal() {
         assert_eq!(answer.unwrap(), "web");
     }
     leaves_the_cluster_as_its_node(&in_web, &lab, "node1");
+    for address in addresses(&lab, "node1").unwrap() {
+        let answer = lab.client().get(&address, 18080, "");
+        assert_eq!(answer.unwrap(), "web", "its hostPort at {address}");
+    }
     let (env, config) = given(&node, "ADD");
     for set in [
         "CNI_CONTAINERID=",
@@ -253,7 +265,7 @@ fn sandboxes_by_cri_from_a_conflist_that_comes_late_to_their_removal() {
         "a;b=c\n\"d\""
     );
 
-    let mut asking = PodSandboxConfig::of_pod("asking");
+    let mut asking = without_host_port("asking");
     let wish = "10.244.1.77, fd00:244:0:1::77";
     asking
         .annotations
@@ -264,7 +276,7 @@ fn sandboxes_by_cri_from_a_conflist_that_comes_late_to_their_removal() {
         .map(ToString::to_string)
         .collect();
     assert_eq!(got.join(", "), wish);
-    let mut taken = PodSandboxConfig::of_pod("taken");
+    let mut taken = without_host_port("taken");
     taken.annotations.insert("sluice/ips".to_owned(), wish.to_owned());
     let refused = format!("{:#}", cri.run_pod_sandbox(taken).unwrap_err());
     assert!(refused.contains("10.244.1.77"), "{refused}");
@@ -297,7 +309,7 @@ fn whatever_becomes_of_containerd_nothing_stays() {
 
     let cri = containerd.cri().unwrap();
     let [kept, wrecked] =
-        ["kept", "wrecked"].map(|name| cri.run_pod_sandbox(PodSandboxConfig::of_pod(name)).unwrap());
+        ["kept", "wrecked"].map(|name| cri.run_pod_sandbox(without_host_port(name)).unwrap());
     let of_kept = told_addresses(&cri, &kept);
     let pod = lab.pod_add("node2", "pod", &[], &[]).unwrap();
     let kept_serves = || {
