@@ -96,7 +96,13 @@ fn exec_passes_what_goes_in_and_out() {
 
     // Whoever kills the caller means the command.
     let sleeping = node.spawn(&["busybox", "sleep", "1000"]).unwrap();
-    let sleeps = || Ok(node.sh("busybox ps | grep -c '[s]leep 1000' || true")?.trim() != "0");
+    // By its own name, which it has only once it is tied to its caller's life.
+    let sleeps = || {
+        Ok(node
+            .sh("busybox ps -o args | grep -c '^busybox [s]leep 1000' || true")?
+            .trim()
+            != "0")
+    };
     wait_until("it sleeps", PATIENCE, sleeps).unwrap();
     drop(sleeping);
     wait_until("it is gone", PATIENCE, || Ok(!sleeps()?)).unwrap();

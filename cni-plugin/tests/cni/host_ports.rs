@@ -27,6 +27,10 @@ fn node() -> Node {
     node.namespace.ip("link set lo up");
     node.namespace.ip("addr add 192.0.2.1/32 dev lo");
     node.namespace.ip("-6 addr add fd00:99::1/128 dev lo");
+    // The kernel makes an IPv6 address's local route in a worker of its own.
+    while !node.namespace.ip("-6 route get fd00:99::1").starts_with("local") {
+        std::thread::yield_now();
+    }
     node
 }
 

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+/// How often something is made again below a folder that others remove when they find it empty.
+pub const TRIES: usize = 50;
+
 /// The subtree's name.
 const SUBTREE: &str = "sluice-lab";
 
@@ -55,7 +58,13 @@ pub fn all_labs() -> Result<PathBuf> {
 /// # Errors
 /// The kernel's, with the cgroup.
 pub fn join(group: &Path) -> Result<()> {
-    fs::create_dir_all(group).with_context(|| format!("making the cgroup {}", group.display()))?;
+    // The last lab that goes takes the cgroup above all labs with it, perhaps just before this one's is made in it.
+    let made = (0..TRIES).map(|_| fs::create_dir_all(group));
+    let done = |made: &io::Result<()>| !matches!(made, Err(error) if error.kind() == io::ErrorKind::NotFound);
+    made.into_iter()
+        .find(done)
+        .unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
+        .with_context(|| format!("making the cgroup {}", group.display()))?;
     fs::write(group.join("cgroup.procs"), "0")
         .with_context(|| format!("moving this process into the cgroup {}", group.display()))
 }

@@ -107,11 +107,13 @@ pub fn up(options: &Options, progress: &Progress) -> Result<Record> {
 /// Makes the lab's folder its own; a dead lab of that name is cleared away.
 fn claim(name: &str) -> Result<()> {
     let folder = state::directory(name);
-    fs::create_dir_all(state::ROOT).with_context(|| format!("creating {}", state::ROOT))?;
-    for _ in 0..2 {
+    for _ in 0..cgroup::TRIES {
+        fs::create_dir_all(state::ROOT).with_context(|| format!("creating {}", state::ROOT))?;
         match fs::create_dir(&folder) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // The last lab that was up took the folder of all labs with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error).with_context(|| format!("creating {}", folder.display())),
         }
         if cgroup::is_populated(&cgroup::of_lab(name)?) {
