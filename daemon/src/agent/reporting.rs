@@ -1,10 +1,9 @@
 //! The owner task's state as the report that `sluicectl` and the metrics show.
 
 use std::path::Path;
-use std::time::Duration;
 
 use sluice_cni::names::IPAM_DIRECTORY;
-use sluice_ipam::Store;
+use sluice_ipam::{DEFAULT_REST, Store, Usage};
 
 use super::Agent;
 use crate::admin::report::{self, Report};
@@ -27,12 +26,14 @@ impl Agent {
             NodePath::Vxlan { .. } => (direct, tunnelled + 1),
         });
         let directory = self.config.datastore.manifests.directory.display();
+        let (pools, unread) = self.pools();
+        let problems = self.problems.values().flatten().cloned().chain(unread).collect();
         report::Status {
             node: self.config.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
             awaiting: self.awaiting(),
-            problems: self.problems.values().flatten().cloned().collect(),
+            problems,
             datastore: report::Datastore {
                 source: format!("manifests in {directory}"),
                 loaded: self.loaded,
@@ -66,7 +67,7 @@ impl Agent {
                 .masquerade
                 .as_ref()
                 .is_some_and(|masquerade| !masquerade.sources.is_empty()),
-            pools: self.pools(),
+            pools,
             drift_repaired: self.drift_repaired,
             removals: report::Removals {
                 devices: self.removals.devices(),
@@ -75,23 +76,31 @@ impl Agent {
         }
     }
 
-    fn pools(&self) -> Vec<report::Pool> {
+    /// The pools, and what of the address store could not be read: a pool that only looks empty must not be shown as one
+    /// without a word.
+    fn pools(&self) -> (Vec<report::Pool>, Vec<String>) {
+        let reserved = &self.config.ipam.reserved;
         // Not there before the first pod: then nothing is held.
-        let store = Store::open_existing(Path::new(IPAM_DIRECTORY), Duration::from_secs(120))
-            .map(|store| store.with_reserved(&self.config.ipam.reserved));
-        let pool = |cidr: &ipnetwork::IpNetwork| {
-            let usage = store
-                .as_ref()
-                .and_then(|store| store.usage(*cidr).ok())
-                .unwrap_or_default();
-            report::Pool {
+        let store = Store::open_existing(Path::new(IPAM_DIRECTORY), DEFAULT_REST)
+            .map(|store| store.with_reserved(reserved));
+        let (mut pools, mut problems) = (Vec::new(), Vec::new());
+        for cidr in &self.routes.own {
+            let usage = match store.as_ref().map(|store| store.usage(*cidr)) {
+                None => Usage::default(),
+                Some(Ok(usage)) => usage,
+                Some(Err(error)) => {
+                    problems.push(format!("how full {cidr} is cannot be told: {error}"));
+                    continue;
+                }
+            };
+            pools.push(report::Pool {
                 cidr: cidr.to_string(),
-                size: sluice_ipam::Pool::new(*cidr, &self.config.ipam.reserved).size(),
+                size: sluice_ipam::Pool::new(*cidr, reserved).size(),
                 held: usage.held,
                 resting: usage.resting,
-            }
-        };
-        self.routes.own.iter().map(pool).collect()
+            });
+        }
+        (pools, problems)
     }
 
     fn node_reports(&self) -> Vec<report::Node> {
