@@ -12,8 +12,9 @@ use sluice_daemon::admin::{self, http, socket};
 use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::proxy::Proxy;
-use sluice_daemon::proxy::ebpf::{EbpfProxy, Options};
+use sluice_daemon::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
 use sluice_daemon::{datastore, host, host_ports, install, mounts, network, probe, removals};
+use sluice_ipam::{DEFAULT_REST, Store};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -167,6 +168,7 @@ fn dataplane(mode: ProxyMode) -> anyhow::Result<Option<Box<dyn Proxy>>> {
     let options = Options {
         cgroup: mounts::cgroup2()?,
         pins: Options::PINS.into(),
+        pods: PodNamespaces::new(pod_namespaces),
     };
     let proxy = EbpfProxy::open(&options).context(
         "the eBPF dataplane cannot work here, and this build has no other; \
@@ -179,6 +181,24 @@ fn dataplane(mode: ProxyMode) -> anyhow::Result<Option<Box<dyn Proxy>>> {
     Ok(Some(Box::new(proxy)))
 }
 
+/// Where the network namespaces of the pods are that hold an address now.
+fn pod_namespaces() -> Vec<PathBuf> {
+    // Not there before the first pod.
+    let Some(store) = Store::open_existing(Path::new(IPAM_DIRECTORY), DEFAULT_REST) else {
+        return Vec::new();
+    };
+    match store.list() {
+        Ok(held) => held
+            .into_iter()
+            .map(|allocation| allocation.netns.into())
+            .collect(),
+        Err(error) => {
+            tracing::warn!(%error, "which pods there are cannot be told; stale UDP sockets in them stay");
+            Vec::new()
+        }
+    }
+}
+
 /// Collects, for as long as the daemon runs, what pods left whose sandboxes are gone: runtimes forget to call DEL
 /// after a crash, and containerd never calls GC.
 async fn collect_dead_pods() {
@@ -186,7 +206,7 @@ async fn collect_dead_pods() {
     loop {
         turn.tick().await;
         let collected = tokio::task::spawn_blocking(|| {
-            sluice_cni::collect::collect_dead(Path::new(IPAM_DIRECTORY), sluice_ipam::DEFAULT_REST)
+            sluice_cni::collect::collect_dead(Path::new(IPAM_DIRECTORY), DEFAULT_REST)
         });
         match collected.await {
             Ok(Ok(collected)) => {

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use sluice_daemon::proxy::ebpf::{EbpfProxy, Options};
+use sluice_daemon::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
 use sluice_daemon::proxy::{Dirty, Proxy, Surroundings, SyncReport};
 use sluice_daemon::state::service_port::{
     Backend, Family, Frontend, FrontendKind, Place, Protocol, Scope, ServicePort, ServicePortKey,
@@ -95,6 +95,7 @@ pub fn on_node(test: impl FnOnce(&Node) + Send) {
         options: Options {
             cgroup: cgroup.0.clone(),
             pins: directory.path().join("bpf/sluice"),
+            pods: PodNamespaces::none(),
         },
     };
     std::thread::scope(|scope| {

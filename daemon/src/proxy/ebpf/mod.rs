@@ -15,9 +15,11 @@ mod backend_set;
 mod devices;
 mod expiry;
 mod link;
+mod namespaces;
 mod object;
 mod services;
-mod sockets;
+mod sock_diag;
+mod stale_sockets;
 mod tables;
 mod wanted;
 
@@ -34,19 +36,23 @@ use sluice_ebpf_types::{Address, Node};
 
 use self::devices::Devices;
 use self::expiry::Expiry;
+pub use self::namespaces::PodNamespaces;
 use self::services::Services;
+use self::stale_sockets::StaleSockets;
 pub use self::tables::Fill;
 use self::tables::Tables;
 use super::{Dirty, Proxy, Surroundings, SyncReport};
 use crate::state::service_port::{ServicePort, ServicePortKey};
 
 /// Where the backend lives.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Options {
     /// The cgroup v2 directory whose sockets are served, those of all cgroups below included.
     pub cgroup: PathBuf,
     /// The directory, on a bpf file system, that holds its pins and nothing else.
     pub pins: PathBuf,
+    /// The pods whose sockets are served beside the host's own.
+    pub pods: PodNamespaces,
 }
 
 impl Options {
@@ -60,6 +66,7 @@ pub struct EbpfProxy {
     services: Services,
     devices: Devices,
     expiry: Expiry,
+    stale_sockets: StaleSockets,
 }
 
 /// How things stand.
@@ -79,7 +86,8 @@ impl EbpfProxy {
     /// No bpf file system or cgroup v2 where `options` says, or a kernel that refuses a program: then with the verifier's
     /// log.
     pub fn open(options: &Options) -> Result<Self> {
-        let loaded = object::load(&options.pins.join("maps"))?;
+        let maps = options.pins.join("maps");
+        let loaded = object::load(&maps)?;
         let mut tables = loaded.tables;
         let services = Services::read(&mut tables)?;
         attach_sockets(options, &loaded.sockets)?;
@@ -88,6 +96,7 @@ impl EbpfProxy {
             services,
             devices: Devices::new(options.pins.join("devices"), loaded.ethernet, loaded.raw),
             expiry: Expiry::default(),
+            stale_sockets: StaleSockets::start(&maps, options.pods.clone())?,
         })
     }
 
@@ -179,7 +188,7 @@ impl Proxy for EbpfProxy {
                 .map_or(Address::default(), |a| Address::from(*a))
         };
         let node = Node {
-            host_netns_cookie: sockets::netns_cookie()?,
+            host_netns_cookie: namespaces::cookie()?,
             pod_network_v4: first(&surroundings.pod_network_addresses, true),
             pod_network_v6: first(&surroundings.pod_network_addresses, false),
             node_v4: first(&surroundings.node_addresses, true),
@@ -198,13 +207,7 @@ impl Proxy for EbpfProxy {
     fn sync(&mut self, desired: &BTreeMap<ServicePortKey, ServicePort>, dirty: &Dirty) -> Result<SyncReport> {
         let (report, upheaval) = self.services.sync(&mut self.tables, desired, dirty);
         if upheaval.is_any() {
-            // The tables are right all the same; a kernel without sock_diag must not keep Services from being served.
-            if let Err(error) = sockets::destroy_stale(&self.tables, &self.services, &upheaval) {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "cannot look for UDP sockets whose endpoint went"
-                );
-            }
+            self.stale_sockets.look(upheaval);
         }
         Ok(report)
     }

@@ -116,38 +116,6 @@ impl Services {
             .collect()
     }
 
-    /// Whether sockets that named `frontend` may be talking to this endpoint. `port` in network order.
-    pub fn leads_to(&self, frontend: &FrontendKey, address: sluice_ebpf_types::Address, port: u16) -> bool {
-        let Some(holder) = self.holders.get(frontend) else {
-            return false;
-        };
-        let entry = match holder {
-            Holder::Known(key) => self.entries.get(key),
-            Holder::Found(id) => self.found.get(id),
-        };
-        let socket_set = entry.and_then(|entry| {
-            let id = entry.frontends.get(frontend)?.socket_service;
-            if id == entry.set.id {
-                Some(&entry.set)
-            } else {
-                self.set_by_id(id)
-            }
-        });
-        socket_set.is_some_and(|set| {
-            set.backends()
-                .iter()
-                .any(|b| b.address == address && b.port == port)
-        })
-    }
-
-    fn set_by_id(&self, id: u32) -> Option<&BackendSet> {
-        self.entries
-            .values()
-            .chain(self.found.values())
-            .map(|entry| &entry.set)
-            .find(|set| set.id == id)
-    }
-
     /// Brings the kernel to `desired`, as far as `dirty` says.
     pub fn sync(&mut self, tables: &mut Tables, desired: &Desired, dirty: &Dirty) -> (SyncReport, Upheaval) {
         let mut report = SyncReport::default();

@@ -1,6 +1,7 @@
 //! The pinned maps, typed, with errors that say which of them is in trouble.
 
 use std::io;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
@@ -21,6 +22,15 @@ pub(super) struct Table<K: Pod, V: Pod> {
 impl<K: Pod, V: Pod> Table<K, V> {
     fn take(ebpf: &mut Ebpf, name: &'static str, capacity: u32) -> Result<Self> {
         let map = HashMap::try_from(take(ebpf, name)?).with_context(|| format!("map {name}"))?;
+        Ok(Self { map, name, capacity })
+    }
+
+    /// The table pinned in `maps`, a second time.
+    fn open(maps: &Path, name: &'static str, capacity: u32) -> Result<Self> {
+        let pin = maps.join(name);
+        let data = MapData::from_pin(&pin).with_context(|| format!("opening {}", pin.display()))?;
+        // What is asked of it is the same for all kinds of hash maps.
+        let map = HashMap::try_from(Map::HashMap(data)).with_context(|| format!("map {name}"))?;
         Ok(Self { map, name, capacity })
     }
 
@@ -103,6 +113,27 @@ pub(super) struct Tables {
     pub connections: Table<ConnectionKey, Connection>,
     node: Array<MapData, Node>,
     counters: PerCpuArray<MapData, u64>,
+}
+
+/// The tables that say where a socket's datagrams are to go, for a thread of their own.
+pub(super) struct SocketTables {
+    pub frontends: Table<FrontendKey, Frontend>,
+    pub members: Table<MemberKey, u32>,
+    pub peers: Table<PeerKey, Peer>,
+}
+
+impl SocketTables {
+    /// Opens those pinned in `maps`.
+    ///
+    /// # Errors
+    /// One is not there.
+    pub fn open(maps: &Path) -> Result<Self> {
+        Ok(Self {
+            frontends: Table::open(maps, "frontends_v1", MAX_FRONTENDS)?,
+            members: Table::open(maps, "members_v1", MAX_BACKENDS)?,
+            peers: Table::open(maps, "socket_peers_v1", MAX_REMEMBERED)?,
+        })
+    }
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
