@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz` and `/readyz` on TCP, from the report of the moment.
+//! `/metrics`, `/healthz` and `/readyz` on TCP, from the status of the moment.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use super::report::Report;
+use super::report::{Pool, Status};
 use super::socket::{Question, ask};
 use crate::config::Admin;
 
@@ -56,7 +56,7 @@ async fn listen(
 
 /// Healthy: the owner task answers.
 async fn healthz(State(questions): State<mpsc::Sender<Question>>) -> (StatusCode, String) {
-    match ask(&questions).await {
+    match ask(&questions, Question::Status).await {
         Some(_) => (StatusCode::OK, "ok\n".to_owned()),
         None => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -67,11 +67,11 @@ async fn healthz(State(questions): State<mpsc::Sender<Question>>) -> (StatusCode
 
 /// Ready: pods can be wired.
 async fn readyz(State(questions): State<mpsc::Sender<Question>>) -> (StatusCode, String) {
-    match ask(&questions).await {
-        Some(report) if report.status.awaiting.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
-        Some(report) => (
+    match ask(&questions, Question::Status).await {
+        Some(status) if status.awaiting.is_empty() => (StatusCode::OK, "ok\n".to_owned()),
+        Some(status) => (
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("waiting for {}\n", report.status.awaiting.join(", ")),
+            format!("waiting for {}\n", status.awaiting.join(", ")),
         ),
         None => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -81,15 +81,14 @@ async fn readyz(State(questions): State<mpsc::Sender<Question>>) -> (StatusCode,
 }
 
 async fn metrics(State(questions): State<mpsc::Sender<Question>>) -> (StatusCode, String) {
-    match ask(&questions).await {
-        Some(report) => (StatusCode::OK, exposition(&report)),
+    match ask(&questions, Question::Status).await {
+        Some(status) => (StatusCode::OK, exposition(&status)),
         None => (StatusCode::SERVICE_UNAVAILABLE, String::new()),
     }
 }
 
-/// The report in the text format of Prometheus (version 0.0.4).
-fn exposition(report: &Report) -> String {
-    let status = &report.status;
+/// The status in the text format of Prometheus (version 0.0.4).
+fn exposition(status: &Status) -> String {
     let mut text = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, samples: &[(String, u128)]| {
         // Writing to a string cannot fail.
@@ -148,7 +147,7 @@ fn exposition(report: &Report) -> String {
         "Nodes known.",
         &one(status.datastore.nodes as u128),
     );
-    let pools = |value: fn(&super::report::Pool) -> u128| -> Vec<_> {
+    let pools = |value: fn(&Pool) -> u128| -> Vec<_> {
         status
             .pools
             .iter()
@@ -179,18 +178,19 @@ fn exposition(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::report::Pool;
 
     #[test]
     fn every_sample_has_help_and_type() {
-        let mut report = Report::default();
-        report.status.pools = vec![Pool {
-            cidr: "10.244.1.0/24".to_owned(),
-            size: 254,
-            held: 3,
-            resting: 1,
-        }];
-        let text = exposition(&report);
+        let status = Status {
+            pools: vec![Pool {
+                cidr: "10.244.1.0/24".to_owned(),
+                size: 254,
+                held: 3,
+                resting: 1,
+            }],
+            ..Status::default()
+        };
+        let text = exposition(&status);
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let name = line.split(['{', ' ']).next().unwrap();
             assert!(

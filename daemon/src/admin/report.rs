@@ -4,18 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-/// Everything `sluicectl` shows, taken at one moment.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Report {
-    /// The node as a whole.
-    pub status: Status,
-    /// All nodes of the cluster.
-    pub nodes: Vec<Node>,
-    /// All Services the proxy knows.
-    pub services: Vec<Service>,
-}
-
 /// The node as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -135,7 +123,7 @@ pub struct Node {
     pub path: String,
 }
 
-/// One balanced set of a Service.
+/// One balanced set of a Service, as the kernel has it now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
@@ -153,8 +141,31 @@ pub struct Service {
     pub backends: Vec<SocketAddr>,
     /// Seconds a client sticks to its endpoint; 0: not at all.
     pub affinity_seconds: u64,
-    /// Why it is not programmed; empty if it is.
+    /// Why it is not programmed, or how the kernel differs from what it was told; empty if all is well.
     pub failure: String,
+}
+
+/// A connection through a Service whose packets are translated on their way: from outside, or from a socket that could
+/// not be translated itself. What is translated at the socket needs no such entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Connection {
+    /// The Service port, `NAMESPACE/NAME[:PORT]/PROTOCOL`; empty if no Service leads there any more.
+    pub service: String,
+    /// TCP, UDP or SCTP.
+    pub protocol: String,
+    /// Who connected.
+    pub client: SocketAddr,
+    /// Where to.
+    pub frontend: SocketAddr,
+    /// Which endpoint it was given.
+    pub backend: SocketAddr,
+    /// The address and port of this node's that the endpoint sees; none where it sees the client's own.
+    pub stand_in: Option<SocketAddr>,
+    /// How far it is: `opening`, `established`, `closing`, `closed`; of datagrams `unanswered`, `answered`.
+    pub state: String,
+    /// Seconds since its last packet.
+    pub idle_seconds: u64,
 }
 
 /// An address that leads to a Service.

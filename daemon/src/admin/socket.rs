@@ -9,26 +9,44 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
+use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
-use super::report::Report;
+use super::report::{Connection, Node, Service, Status};
 use crate::private_socket;
 
-/// A question to the daemon's owner task: answered with a report of the moment.
-pub type Question = oneshot::Sender<Report>;
+/// A question to the daemon's owner task, with the way back for its answer, which is of the moment.
+pub enum Question {
+    /// How the node is.
+    Status(Answer<Status>),
+    /// All nodes of the cluster.
+    Nodes(Answer<Vec<Node>>),
+    /// All Services, as the kernel has them.
+    Services(Answer<Result<Vec<Service>, String>>),
+    /// All connections translated packet by packet.
+    Connections(Answer<Result<Vec<Connection>, String>>),
+}
+
+/// The way back for an answer.
+pub type Answer<T> = oneshot::Sender<T>;
 
 /// How long the owner task may take to answer before the asker is told so.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Serves `GET /v1/report` on a socket at `path`, until the process ends.
+type Questions = mpsc::Sender<Question>;
+
+/// Serves `GET /v1/{status,nodes,services,connections}` on a socket at `path`, until the process ends.
 ///
 /// # Errors
 /// The socket cannot be made, or another daemon listens on it.
-pub async fn serve(path: &Path, questions: mpsc::Sender<Question>) -> anyhow::Result<()> {
+pub async fn serve(path: &Path, questions: Questions) -> anyhow::Result<()> {
     let listener = bind(path).with_context(|| format!("listening on {}", path.display()))?;
     let router = Router::new()
-        .route("/v1/report", get(report))
+        .route("/v1/status", get(|state| plain(state, Question::Status)))
+        .route("/v1/nodes", get(|state| plain(state, Question::Nodes)))
+        .route("/v1/services", get(|state| read(state, Question::Services)))
+        .route("/v1/connections", get(|state| read(state, Question::Connections)))
         .with_state(questions);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
@@ -44,20 +62,36 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-async fn report(
-    State(questions): State<mpsc::Sender<Question>>,
-) -> Result<Json<Report>, (StatusCode, &'static str)> {
-    ask(&questions)
-        .await
-        .map(Json)
-        .ok_or((StatusCode::SERVICE_UNAVAILABLE, "sluiced is busy; try again"))
+/// Answers what the owner task knows by itself.
+async fn plain<T: Serialize>(
+    State(questions): State<Questions>,
+    question: fn(Answer<T>) -> Question,
+) -> Result<Json<T>, (StatusCode, String)> {
+    let busy = || {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "sluiced is busy; try again".to_owned(),
+        )
+    };
+    ask(&questions, question).await.map(Json).ok_or_else(busy)
 }
 
-/// Asks the owner task for a report; `None` if it does not answer in time.
-pub async fn ask(questions: &mpsc::Sender<Question>) -> Option<Report> {
+/// Answers what the kernel must be asked for.
+async fn read<T: Serialize>(
+    state: State<Questions>,
+    question: fn(Answer<Result<T, String>>) -> Question,
+) -> Result<Json<T>, (StatusCode, String)> {
+    let Json(answer) = plain(state, question).await?;
+    answer
+        .map(Json)
+        .map_err(|reason| (StatusCode::INTERNAL_SERVER_ERROR, reason))
+}
+
+/// Asks the owner task; `None` if it does not answer in time.
+pub async fn ask<T>(questions: &Questions, question: fn(Answer<T>) -> Question) -> Option<T> {
     let (answer, answered) = oneshot::channel();
     let asked = async {
-        questions.send(answer).await.ok()?;
+        questions.send(question(answer)).await.ok()?;
         answered.await.ok()
     };
     tokio::time::timeout(PATIENCE, asked).await.ok().flatten()

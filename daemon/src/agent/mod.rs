@@ -196,8 +196,7 @@ impl Agent {
                     continue;
                 }
                 Some(question) = inputs.questions.recv() => {
-                    // Whoever asked may be gone.
-                    let _ = question.send(self.report());
+                    self.answer(question);
                     continue;
                 }
                 _ = audit.tick() => self.dirty.audit = true,

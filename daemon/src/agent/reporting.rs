@@ -1,21 +1,36 @@
-//! The owner task's state as the report that `sluicectl` and the metrics show.
+//! The owner task's state, and what the kernel holds, as `sluicectl` and the metrics show it.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use sluice_cni::names::IPAM_DIRECTORY;
 use sluice_ipam::{DEFAULT_REST, Store, Usage};
 
 use super::Agent;
-use crate::admin::report::{self, Report};
+use crate::admin::report;
+use crate::admin::socket::Question;
 use crate::network::paths::Path as NodePath;
+use crate::proxy::Programmed;
+use crate::state::service_port::{Protocol, ServicePort, ServicePortKey};
 
 impl Agent {
-    /// Everything an operator may want to know, now.
-    pub(super) fn report(&self) -> Report {
-        Report {
-            status: self.status(),
-            nodes: self.node_reports(),
-            services: self.service_reports(),
+    /// Answers an operator; whoever asked may be gone.
+    pub(super) fn answer(&self, question: Question) {
+        let readable = |error: anyhow::Error| format!("{error:#}");
+        match question {
+            Question::Status(answer) => {
+                let _ = answer.send(self.status());
+            }
+            Question::Nodes(answer) => {
+                let _ = answer.send(self.node_reports());
+            }
+            Question::Services(answer) => {
+                let _ = answer.send(self.service_reports().map_err(readable));
+            }
+            Question::Connections(answer) => {
+                let _ = answer.send(self.connection_reports().map_err(readable));
+            }
         }
     }
 
@@ -133,10 +148,19 @@ impl Agent {
             .collect()
     }
 
-    fn service_reports(&self) -> Vec<report::Service> {
-        self.services
-            .iter()
-            .map(|(key, set)| report::Service {
+    fn service_reports(&self) -> anyhow::Result<Vec<report::Service>> {
+        let programmed = match &self.proxy {
+            Some(proxy) if self.synced => proxy.programmed()?,
+            _ => HashMap::new(),
+        };
+        let none = Programmed::default();
+        let one = |(key, set): (&ServicePortKey, &ServicePort)| {
+            let kernel = programmed.get(key).unwrap_or(&none);
+            let failure = match self.service_failures.get(key) {
+                Some(failure) => failure.clone(),
+                None => difference(set, kernel),
+            };
+            report::Service {
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
                 port: key.port.clone(),
@@ -149,10 +173,64 @@ impl Agent {
                         kind: format!("{:?}", f.kind),
                     })
                     .collect(),
-                backends: set.backends.iter().map(|backend| backend.address).collect(),
+                backends: kernel.backends.clone(),
                 affinity_seconds: set.affinity.map(|timeout| timeout.as_secs()).unwrap_or_default(),
-                failure: self.service_failures.get(key).cloned().unwrap_or_default(),
-            })
-            .collect()
+                failure,
+            }
+        };
+        Ok(self.services.iter().map(one).collect())
     }
+
+    fn connection_reports(&self) -> anyhow::Result<Vec<report::Connection>> {
+        let Some(proxy) = &self.proxy else {
+            return Ok(Vec::new());
+        };
+        let names: HashMap<(SocketAddr, Protocol), &ServicePortKey> = self
+            .services
+            .iter()
+            .flat_map(|(key, set)| {
+                set.frontends
+                    .iter()
+                    .map(move |f| ((f.address, key.protocol), key))
+            })
+            .collect();
+        let connections = proxy.connections()?.into_iter().map(|connection| {
+            let service = names.get(&(connection.frontend, connection.protocol));
+            report::Connection {
+                service: service.map(ToString::to_string).unwrap_or_default(),
+                protocol: connection.protocol.to_string(),
+                client: connection.client,
+                frontend: connection.frontend,
+                backend: connection.backend,
+                stand_in: connection.stand_in,
+                state: connection.state.to_string(),
+                idle_seconds: connection.idle.as_secs(),
+            }
+        });
+        Ok(connections.collect())
+    }
+}
+
+/// How the kernel differs from what is desired; empty if it does not.
+fn difference(desired: &ServicePort, kernel: &Programmed) -> String {
+    let missing: Vec<String> = desired
+        .frontends
+        .iter()
+        .map(|frontend| frontend.address)
+        .filter(|address| !kernel.frontends.contains(address))
+        .map(|address| address.to_string())
+        .collect();
+    if !missing.is_empty() {
+        return format!("the kernel has no entry for {}", missing.join(", "));
+    }
+    let mut wanted: Vec<SocketAddr> = desired.backends.iter().map(|backend| backend.address).collect();
+    wanted.sort_unstable();
+    if wanted == kernel.backends {
+        return String::new();
+    }
+    format!(
+        "the kernel has {} endpoints where {} are wanted, or others than those",
+        kernel.backends.len(),
+        wanted.len()
+    )
 }

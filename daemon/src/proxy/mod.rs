@@ -2,12 +2,13 @@
 
 pub mod ebpf;
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use crate::network::Device;
-use crate::state::service_port::{ServicePort, ServicePortKey};
+use crate::state::service_port::{Protocol, ServicePort, ServicePortKey};
 
 /// What of the node a dataplane must know beside the Services.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,6 +43,64 @@ pub struct SyncReport {
     pub failed: Vec<(ServicePortKey, String)>,
 }
 
+/// What the kernel holds for one Service port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Programmed {
+    /// Addresses that lead to it, sorted.
+    pub frontends: Vec<SocketAddr>,
+    /// Endpoints behind them, sorted.
+    pub backends: Vec<SocketAddr>,
+}
+
+/// A connection whose packets are translated on their way, as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connection {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Who connected.
+    pub client: SocketAddr,
+    /// Where to.
+    pub frontend: SocketAddr,
+    /// The endpoint it was given.
+    pub backend: SocketAddr,
+    /// What the endpoint sees in the client's stead; none where it sees the client.
+    pub stand_in: Option<SocketAddr>,
+    /// How far it is.
+    pub state: ConnectionState,
+    /// Time since its last packet.
+    pub idle: Duration,
+}
+
+/// How far a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// The endpoint has not answered yet.
+    Opening,
+    /// Both sides have spoken.
+    Established,
+    /// One side has said its last.
+    Closing,
+    /// Both sides have, or one has broken it off.
+    Closed,
+    /// Datagrams, none of them answered.
+    Unanswered,
+    /// Datagrams both ways.
+    Answered,
+}
+
+impl fmt::Display for ConnectionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Opening => "opening",
+            Self::Established => "established",
+            Self::Closing => "closing",
+            Self::Closed => "closed",
+            Self::Unanswered => "unanswered",
+            Self::Answered => "answered",
+        })
+    }
+}
+
 /// A way of balancing Services. Whatever it programs keeps working when the daemon is gone.
 pub trait Proxy: Send {
     /// Its name in config, status and metrics.
@@ -68,4 +127,16 @@ pub trait Proxy: Send {
         desired: &BTreeMap<ServicePortKey, ServicePort>,
         dirty: &Dirty,
     ) -> anyhow::Result<SyncReport>;
+
+    /// What the kernel holds now of every Service port that was synced, read back entry by entry: for a person who asks.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn programmed(&self) -> anyhow::Result<HashMap<ServicePortKey, Programmed>>;
+
+    /// The connections translated on their way.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn connections(&self) -> anyhow::Result<Vec<Connection>>;
 }

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use serde::de::DeserializeOwned;
 use sluice_cni::names::IPAM_DIRECTORY;
-use sluice_daemon::admin::{self, client, report::Report};
+use sluice_daemon::admin::{self, client, report};
 
 mod allocations;
 mod status;
@@ -44,10 +45,12 @@ enum Command {
     Status,
     /// The cluster's nodes, and how their pods are reached from here
     Nodes,
-    /// Service addresses, and how many endpoints are behind each
+    /// Service addresses, and how many endpoints the kernel has behind each
     Services,
-    /// Every endpoint behind every Service port
+    /// Every endpoint the kernel has behind every Service port
     Endpoints,
+    /// Connections through Services that are translated packet by packet: from outside, mostly
+    Conntrack,
     /// Who holds which pod address since when; works while sluiced is down
     Ipam,
     /// Print a completion script for a shell
@@ -72,7 +75,7 @@ fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let output = arguments.output;
     match arguments.command.as_ref().unwrap_or(&Command::Status) {
         Command::Status => {
-            let status = report(&arguments.socket)?.status;
+            let status: report::Status = ask(&arguments.socket, "status")?;
             let healthy = status.problems.is_empty() && status.awaiting.is_empty();
             print(output, &status, || status::screen(&status))?;
             return Ok(if healthy {
@@ -82,16 +85,20 @@ fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             });
         }
         Command::Nodes => {
-            let nodes = report(&arguments.socket)?.nodes;
+            let nodes: Vec<report::Node> = ask(&arguments.socket, "nodes")?;
             print(output, &nodes, || tables::nodes(&nodes))?;
         }
         Command::Services => {
-            let services = report(&arguments.socket)?.services;
+            let services: Vec<report::Service> = ask(&arguments.socket, "services")?;
             print(output, &services, || tables::services(&services))?;
         }
         Command::Endpoints => {
-            let services = report(&arguments.socket)?.services;
+            let services: Vec<report::Service> = ask(&arguments.socket, "services")?;
             print(output, &services, || tables::endpoints(&services))?;
+        }
+        Command::Conntrack => {
+            let connections: Vec<report::Connection> = ask(&arguments.socket, "connections")?;
+            print(output, &connections, || tables::connections(&connections))?;
         }
         Command::Ipam => {
             let held = allocations::read(Path::new(IPAM_DIRECTORY))?;
@@ -105,12 +112,13 @@ fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(socket: &Path) -> anyhow::Result<Report> {
+/// Asks the daemon for what it calls `what`.
+fn ask<T: DeserializeOwned>(socket: &Path, what: &str) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the runtime")?;
-    runtime.block_on(client::report(socket))
+    runtime.block_on(client::get(socket, what))
 }
 
 fn print<T: serde::Serialize>(

@@ -1,7 +1,7 @@
 //! Lists as tables without rulers: easy on the eye, easy on `grep` and `awk`.
 
 use comfy_table::{Table, presets};
-use sluice_daemon::admin::report::{Node, Service};
+use sluice_daemon::admin::report::{Connection, Node, Service};
 
 use crate::allocations::Held;
 use crate::status::duration;
@@ -54,6 +54,39 @@ pub fn endpoints(services: &[Service]) -> String {
             .map(|backend| [named(service), backend.to_string()])
     });
     table(["SERVICE PORT", "ENDPOINT"], rows)
+}
+
+/// One row per connection.
+pub fn connections(connections: &[Connection]) -> String {
+    let rows = connections.iter().map(|connection| {
+        [
+            if connection.service.is_empty() {
+                format!("none any more/{}", connection.protocol)
+            } else {
+                connection.service.clone()
+            },
+            connection.client.to_string(),
+            connection.frontend.to_string(),
+            connection.backend.to_string(),
+            connection
+                .stand_in
+                .map_or_else(|| "the client's".to_owned(), |address| address.to_string()),
+            connection.state.clone(),
+            duration(connection.idle_seconds),
+        ]
+    });
+    table(
+        [
+            "SERVICE PORT",
+            "CLIENT",
+            "FRONTEND",
+            "ENDPOINT",
+            "SOURCE SEEN",
+            "STATE",
+            "IDLE",
+        ],
+        rows,
+    )
 }
 
 /// One row per pod interface.

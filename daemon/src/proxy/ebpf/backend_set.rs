@@ -3,12 +3,13 @@
 //! Owns `services_v1`, `backends_v1` and `members_v1`. Knows nothing of frontends.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use anyhow::Result;
 use sluice_ebpf_types::{Backend, BackendKey, Service};
 
 use super::tables::Tables;
-use super::wanted::member_key;
+use super::wanted::{member_key, socket_address};
 
 /// From this size on, a change of a small part is made slot by slot, at the cost of what changed; each step is whole in
 /// itself.
@@ -50,6 +51,29 @@ impl BackendSet {
     /// Its session affinity's time-out in seconds; 0: none.
     pub fn affinity_seconds(&self) -> u32 {
         self.affinity_seconds
+    }
+
+    /// The backends that the programs may choose now, sorted.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn read(&self, tables: &Tables) -> Result<Vec<SocketAddr>> {
+        let Some(service) = tables.services.get(&self.id)? else {
+            return Ok(Vec::new());
+        };
+        let mut backends = Vec::new();
+        for slot in 0..service.count {
+            let key = BackendKey {
+                service: self.id,
+                generation: service.generation,
+                slot,
+            };
+            if let Some(backend) = tables.backends.get(&key)? {
+                backends.push(socket_address(backend.address, backend.port));
+            }
+        }
+        backends.sort_unstable();
+        Ok(backends)
     }
 
     /// Brings the set to these backends; true if something changed.

@@ -76,7 +76,7 @@ impl Expiry {
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, what `bpf_ktime_get_ns` tells the programs.
-fn monotonic() -> u64 {
+pub(super) fn monotonic() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -12,6 +12,7 @@
 
 mod addresses;
 mod backend_set;
+mod connections;
 mod devices;
 mod expiry;
 mod link;
@@ -23,7 +24,7 @@ mod stale_sockets;
 mod tables;
 mod wanted;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -41,7 +42,7 @@ use self::services::Services;
 use self::stale_sockets::StaleSockets;
 pub use self::tables::Fill;
 use self::tables::Tables;
-use super::{Dirty, Proxy, Surroundings, SyncReport};
+use super::{Connection, Dirty, Programmed, Proxy, Surroundings, SyncReport};
 use crate::state::service_port::{ServicePort, ServicePortKey};
 
 /// Where the backend lives.
@@ -210,5 +211,13 @@ impl Proxy for EbpfProxy {
             self.stale_sockets.look(upheaval);
         }
         Ok(report)
+    }
+
+    fn programmed(&self) -> Result<HashMap<ServicePortKey, Programmed>> {
+        self.services.programmed(&self.tables)
+    }
+
+    fn connections(&self) -> Result<Vec<Connection>> {
+        connections::list(&self.tables)
     }
 }

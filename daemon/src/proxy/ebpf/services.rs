@@ -14,7 +14,7 @@ use super::addresses::Addresses;
 use super::backend_set::BackendSet;
 use super::tables::Tables;
 use super::wanted;
-use crate::proxy::{Dirty, SyncReport};
+use crate::proxy::{Dirty, Programmed, SyncReport};
 use crate::state::service_port::{Scope, ServicePort, ServicePortKey};
 
 type Desired = BTreeMap<ServicePortKey, ServicePort>;
@@ -113,6 +113,31 @@ impl Services {
             .chain(self.found.values())
             .map(|entry| (entry.set.id, entry.set.affinity_seconds()))
             .filter(|(_, seconds)| *seconds != 0)
+            .collect()
+    }
+
+    /// What the kernel holds now of each Service.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn programmed(&self, tables: &Tables) -> Result<HashMap<ServicePortKey, Programmed>> {
+        self.entries
+            .iter()
+            .map(|(key, entry)| {
+                let mut programmed = Programmed {
+                    frontends: Vec::new(),
+                    backends: entry.set.read(tables)?,
+                };
+                for (frontend, value) in &entry.frontends {
+                    if tables.frontends.get(frontend)?.as_ref() == Some(value) {
+                        programmed
+                            .frontends
+                            .push(wanted::socket_address(frontend.address, frontend.port));
+                    }
+                }
+                programmed.frontends.sort_unstable();
+                Ok((ServicePortKey::clone(key), programmed))
+            })
             .collect()
     }
 
@@ -266,7 +291,7 @@ impl Services {
             if let Some(holder) = self.rival(key, frontend, desired) {
                 contested.push(format!(
                     "{} belongs to {holder}",
-                    std::net::SocketAddr::new(frontend.address.to_ip(), u16::from_be(frontend.port))
+                    wanted::socket_address(frontend.address, frontend.port)
                 ));
                 continue;
             }

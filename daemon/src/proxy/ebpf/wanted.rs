@@ -17,6 +17,11 @@ pub(super) fn frontend_key(address: SocketAddr, protocol: Protocol) -> FrontendK
     }
 }
 
+/// Address and port as the tables have them, for people; `port` in network order.
+pub(super) fn socket_address(address: Address, port: u16) -> SocketAddr {
+    SocketAddr::new(address.to_ip(), u16::from_be(port))
+}
+
 /// The frontends of the set `id`, called `key`. `cluster` is the id of the set with the whole cluster's endpoints for
 /// the same port, if there is one beside this.
 pub(super) fn frontends(
