@@ -63,6 +63,7 @@ impl Agent {
             |address: &std::net::IpAddr| wanted.is_empty() || wanted.iter().any(|w| w.contains(*address));
         NodeView {
             name: own.name.clone(),
+            zone: own.zone.clone(),
             addresses: own.addresses.clone(),
             node_port_addresses: own.addresses.iter().copied().filter(serves).collect(),
             pod_cidrs: self.routes.own.clone(),

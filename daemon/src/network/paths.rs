@@ -112,6 +112,7 @@ mod tests {
             name: "a".to_owned(),
             addresses: vec!["172.30.0.11".parse().unwrap()],
             pod_cidrs: Vec::new(),
+            zone: None,
         };
         let mut routes = NodeRoutes::default();
         let remote = RemoteNode {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -10,12 +11,15 @@ use super::objects::{Endpoint, NamedPort, ObjectName, Pod, Service, ServicePortS
 use super::service_port::{
     Backend, Family, Frontend, FrontendKind, Place, Scope, ServicePort, ServicePortKey,
 };
+use super::topology::{Hints, Nearness};
 
 /// What of this node Services depend on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeView {
     /// Its name.
     pub name: String,
+    /// Its zone, if it says one.
+    pub zone: Option<String>,
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
     /// The addresses that serve NodePorts, loopback aside.
@@ -55,7 +59,7 @@ pub fn service_ports(
             if frontends.is_empty() {
                 continue;
             }
-            let backends = backends(cluster, service, port, family, view);
+            let candidates = Candidates::find(cluster, service, port, family, view);
             for scope in [Scope::Cluster, Scope::Local] {
                 let frontends: Vec<_> = frontends
                     .iter()
@@ -65,14 +69,6 @@ pub fn service_ports(
                 if frontends.is_empty() {
                     continue;
                 }
-                let backends = match scope {
-                    Scope::Cluster => backends.clone(),
-                    Scope::Local => backends
-                        .iter()
-                        .copied()
-                        .filter(|b| b.place == Place::ThisNode)
-                        .collect(),
-                };
                 let key = ServicePortKey {
                     namespace: name.namespace.clone(),
                     name: name.name.clone(),
@@ -85,7 +81,7 @@ pub fn service_ports(
                     key,
                     ServicePort {
                         frontends,
-                        backends,
+                        backends: candidates.chosen(scope, view),
                         affinity: service.affinity,
                     },
                 );
@@ -138,56 +134,94 @@ fn frontends(service: &Service, port: &ServicePortSpec, family: Family, view: &N
     all
 }
 
-/// Ready endpoints; when there is none, those that still serve on their way out (requirement S9).
-fn backends(
-    cluster: &Cluster,
-    service: &Service,
-    port: &ServicePortSpec,
-    family: Family,
-    view: &NodeView,
-) -> Vec<Backend> {
-    let mut ready = BTreeSet::new();
-    let mut fallback = BTreeSet::new();
-    let mut add = |endpoint: &Endpoint, number: u16| {
-        let place = view.place(endpoint.address, endpoint.node.as_deref());
-        let backend = Backend {
-            address: SocketAddr::new(endpoint.address, number),
-            place,
-        };
-        if endpoint.ready && !endpoint.terminating {
-            ready.insert(backend);
-        } else if endpoint.serving && endpoint.terminating {
-            fallback.insert(backend);
-        }
-    };
-    let mut sliced = false;
-    for slice in cluster.slices(&service.name) {
-        sliced = true;
-        let number = NamedPort::find(&slice.ports, &port.name, port.protocol);
-        if let (true, Some(number)) = (slice.family == family, number) {
-            slice.endpoints.iter().for_each(|endpoint| add(endpoint, number));
-        }
-    }
-    // Outside Kubernetes there is no endpoint controller: the selector is followed here (DESIGN, section 8).
-    if !sliced {
-        for pod in cluster.selected(service) {
-            let Some(number) = number_on(port, pod) else {
-                continue;
-            };
-            for address in pod.addresses.iter().copied().filter(|a| Family::of(*a) == family) {
-                let endpoint = Endpoint {
-                    address,
-                    ready: pod.ready && !pod.terminating,
-                    serving: pod.ready,
-                    terminating: pod.terminating,
-                    node: pod.node.clone(),
-                };
-                add(&endpoint, number);
+/// The endpoints behind one port of a Service in one family, by what they are good for.
+#[derive(Default)]
+struct Candidates {
+    /// Those that take new connections, each with its hints.
+    ready: BTreeMap<Backend, Option<Arc<Hints>>>,
+    /// Those that still serve on their way out: better than none (requirement S9).
+    leaving: BTreeSet<Backend>,
+}
+
+impl Candidates {
+    fn find(
+        cluster: &Cluster,
+        service: &Service,
+        port: &ServicePortSpec,
+        family: Family,
+        view: &NodeView,
+    ) -> Self {
+        let mut found = Self::default();
+        let mut sliced = false;
+        for slice in cluster.slices(&service.name) {
+            sliced = true;
+            let number = NamedPort::find(&slice.ports, &port.name, port.protocol);
+            if let (true, Some(number)) = (slice.family == family, number) {
+                slice
+                    .endpoints
+                    .iter()
+                    .for_each(|endpoint| found.add(endpoint, number, view));
             }
         }
+        // Outside Kubernetes there is no endpoint controller: the selector is followed here (DESIGN, section 8).
+        if !sliced {
+            for pod in cluster.selected(service) {
+                let Some(number) = number_on(port, pod) else {
+                    continue;
+                };
+                let node = pod.node.as_deref();
+                let zone = node.and_then(|name| cluster.node(name)?.zone.as_deref());
+                let hints = service
+                    .distribution
+                    .map(|distribution| Arc::new(Hints::of(distribution, node, zone)));
+                for address in pod.addresses.iter().copied().filter(|a| Family::of(*a) == family) {
+                    let endpoint = Endpoint {
+                        address,
+                        ready: pod.ready && !pod.terminating,
+                        serving: pod.ready,
+                        terminating: pod.terminating,
+                        node: pod.node.clone(),
+                        hints: hints.clone(),
+                    };
+                    found.add(&endpoint, number, view);
+                }
+            }
+        }
+        found
     }
-    let chosen = if ready.is_empty() { fallback } else { ready };
-    chosen.into_iter().collect()
+
+    fn add(&mut self, endpoint: &Endpoint, number: u16, view: &NodeView) {
+        let backend = Backend {
+            address: SocketAddr::new(endpoint.address, number),
+            place: view.place(endpoint.address, endpoint.node.as_deref()),
+        };
+        if endpoint.ready && !endpoint.terminating {
+            self.ready.insert(backend, endpoint.hints.clone());
+        } else if endpoint.serving && endpoint.terminating {
+            self.leaving.insert(backend);
+        }
+    }
+
+    /// Hints are advice for traffic that may go anywhere; what must stay on the node follows none.
+    fn chosen(&self, scope: Scope, view: &NodeView) -> Vec<Backend> {
+        let hints = self.ready.values().map(Option::as_deref);
+        let near = Nearness::of(hints, &view.name, view.zone.as_deref());
+        let fits = |backend: &Backend, hints: Option<&Hints>| match scope {
+            Scope::Cluster => near.admits(hints),
+            Scope::Local => backend.place == Place::ThisNode,
+        };
+        let ready: Vec<_> = self
+            .ready
+            .iter()
+            .filter(|(backend, hints)| fits(backend, hints.as_deref()))
+            .map(|(backend, _)| *backend)
+            .collect();
+        if !ready.is_empty() {
+            return ready;
+        }
+        let within = |backend: &&Backend| scope == Scope::Cluster || backend.place == Place::ThisNode;
+        self.leaving.iter().filter(within).copied().collect()
+    }
 }
 
 fn number_on(port: &ServicePortSpec, pod: &Pod) -> Option<u16> {

@@ -29,11 +29,16 @@ impl Cluster {
     pub fn upsert(&mut self, object: Object) -> Touched {
         match object {
             Object::Node(node) => {
-                let changed = self.nodes.get(&node.name) != Some(&node);
-                self.nodes.insert(node.name.clone(), node);
+                let zone = node.zone.clone();
+                let old = self.nodes.insert(node.name.clone(), node.clone());
+                let moved = old.as_ref().and_then(|old| old.zone.as_ref()) != zone.as_ref();
                 Touched {
-                    nodes: changed,
-                    ..Touched::default()
+                    nodes: old != Some(node),
+                    services: if moved {
+                        self.followers_of_zones()
+                    } else {
+                        BTreeSet::new()
+                    },
                 }
             }
             Object::Service(service) => {
@@ -72,9 +77,12 @@ impl Cluster {
     /// Removes an object; one that is not there touches nothing.
     pub fn remove(&mut self, kind: Kind, name: &ObjectName) -> Touched {
         match kind {
-            Kind::Node => Touched {
-                nodes: self.nodes.remove(&name.name).is_some(),
-                ..Touched::default()
+            Kind::Node => match self.nodes.remove(&name.name) {
+                None => Touched::default(),
+                Some(old) => Touched {
+                    nodes: true,
+                    services: old.zone.map_or_else(BTreeSet::new, |_| self.followers_of_zones()),
+                },
             },
             Kind::Service => {
                 let services = self
@@ -156,6 +164,15 @@ impl Cluster {
             nodes: false,
             services: BTreeSet::from([owner]),
         }
+    }
+
+    /// The Services whose endpoints have their zones from nodes and not from an endpoint controller.
+    fn followers_of_zones(&self) -> BTreeSet<ObjectName> {
+        self.services
+            .values()
+            .filter(|service| service.distribution.is_some() && !self.slices.contains_key(&service.name))
+            .map(|service| service.name.clone())
+            .collect()
     }
 
     fn selecting(&self, pod: &Pod) -> BTreeSet<ObjectName> {

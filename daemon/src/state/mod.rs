@@ -1,9 +1,9 @@
 //! The cluster as plain data. Pure: no I/O, no clock, no kernel.
 //!
 //! [`objects`] are what a datastore tells; [`cluster`] folds them and says which Services a change touches;
-//! [`balance`] turns one Service into the [`service_port`]s the proxy programs, and [`host_ports`] the host ports of this
-//! node's pods; [`node_routes`] says which pod CIDRs
-//! lie behind which node.
+//! [`balance`] turns one Service into the [`service_port`]s the proxy programs, by [`topology`] the near endpoints
+//! before the far, and [`host_ports`] the host ports of this node's pods; [`node_routes`] says which pod CIDRs lie behind
+//! which node.
 
 pub mod balance;
 pub mod cluster;
@@ -11,6 +11,7 @@ pub mod host_ports;
 pub mod node_routes;
 pub mod objects;
 pub mod service_port;
+pub mod topology;
 
 #[cfg(test)]
 mod scenarios;

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
 use super::service_port::{Family, Protocol};
+use super::topology::{Hints, TrafficDistribution};
 
 /// Namespace and name; the namespace is empty for nodes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +86,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`, without host bits.
     pub pod_cidrs: Vec<IpNetwork>,
+    /// The label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
 }
 
 impl Node {
@@ -119,6 +123,8 @@ pub struct Service {
     pub internal_local: bool,
     /// `externalTrafficPolicy: Local`.
     pub external_local: bool,
+    /// `spec.trafficDistribution`.
+    pub distribution: Option<TrafficDistribution>,
     /// What of the object is not served, one sentence each, for status and log.
     pub unserved: Vec<String>,
 }
@@ -196,6 +202,8 @@ pub struct Endpoint {
     pub terminating: bool,
     /// The node it runs on, if known.
     pub node: Option<String>,
+    /// For whom it is meant; most endpoints have none.
+    pub hints: Option<Arc<Hints>>,
 }
 
 /// A pod, as far as Services and addresses need it.

@@ -35,6 +35,7 @@ fn cluster(text: &str) -> Cluster {
 fn view() -> NodeView {
     NodeView {
         name: "node1".to_owned(),
+        zone: Some("east".to_owned()),
         addresses: vec!["172.30.0.11".parse().unwrap(), "fd00:30::b".parse().unwrap()],
         node_port_addresses: vec!["172.30.0.11".parse().unwrap(), "fd00:30::b".parse().unwrap()],
         pod_cidrs: vec![
@@ -205,6 +206,107 @@ fn terminating_endpoints_serve_only_when_none_is_ready() {
         "/TCP: 10.96.0.30:80 > \n",
         "an empty set refuses"
     );
+}
+
+/// S7 S9
+#[test]
+fn local_traffic_falls_back_on_a_terminating_endpoint_here_though_others_are_ready_elsewhere() {
+    let leaving = "{addresses: [10.244.1.2], conditions: {ready: false, serving: true, terminating: true}}";
+    let elsewhere = "{addresses: [10.244.2.2]}";
+    let local = MANUAL.replace("spec: {", "spec: {internalTrafficPolicy: Local, ");
+    let cluster = cluster(&[local, slice("s", &[leaving, elsewhere].join(", "))].concat());
+    assert_eq!(
+        shown(&cluster, "manual"),
+        "/TCP local: 10.96.0.30:80 > 10.244.1.2:8080\n"
+    );
+}
+
+/// S11
+#[test]
+fn hints_count_when_every_ready_endpoint_has_them_and_one_is_meant_for_here() {
+    let hinted = |address: &str, hints: &str| format!("{{addresses: [{address}], hints: {{{hints}}}}}");
+    let east = hinted("10.244.1.2", "forZones: [{name: east}]");
+    let west = hinted("10.244.2.2", "forZones: [{name: west}]");
+    let far_west = hinted("10.244.3.2", "forZones: [{name: west}]");
+    let bare = "{addresses: [10.244.4.2]}".to_owned();
+    let here = hinted(
+        "10.244.1.7",
+        "forZones: [{name: east}], forNodes: [{name: node1}]",
+    );
+    let there = hinted(
+        "10.244.2.7",
+        "forZones: [{name: east}], forNodes: [{name: node2}]",
+    );
+    for (endpoints, chosen, why) in [
+        (vec![&east, &west], "10.244.1.2:8080", "its own zone"),
+        (
+            vec![&west, &far_west],
+            "10.244.2.2:8080 10.244.3.2:8080",
+            "none is meant for this zone: all",
+        ),
+        (
+            vec![&east, &west, &bare],
+            "10.244.1.2:8080 10.244.2.2:8080 10.244.4.2:8080",
+            "one says nothing: all",
+        ),
+        (vec![&here, &there], "10.244.1.7:8080", "the node before the zone"),
+        (
+            vec![&there, &west],
+            "10.244.2.7:8080",
+            "no hint for this node: the zone",
+        ),
+    ] {
+        let written: Vec<_> = endpoints.into_iter().map(String::as_str).collect();
+        let cluster = cluster(&[MANUAL, &slice("s", &written.join(", "))].concat());
+        assert_eq!(
+            shown(&cluster, "manual"),
+            format!("/TCP: 10.96.0.30:80 > {chosen}\n"),
+            "{why}"
+        );
+    }
+    let local = MANUAL.replace("spec: {", "spec: {internalTrafficPolicy: Local, ");
+    let cluster = cluster(
+        &[
+            local,
+            slice("s", &hinted("10.244.1.2", "forZones: [{name: west}]")),
+        ]
+        .concat(),
+    );
+    assert_eq!(
+        shown(&cluster, "manual"),
+        "/TCP local: 10.96.0.30:80 > 10.244.1.2:8080\n",
+        "what must stay here follows no hint"
+    );
+}
+
+/// S11
+#[test]
+fn without_an_endpoint_controller_the_zones_of_nodes_are_followed_as_they_change() {
+    let in_zone = |name: &str, zone: &str| {
+        let labelled = format!("name: {name}, labels: {{topology.kubernetes.io/zone: {zone}}}");
+        node(name, "172.30.0.12", "").replace(&format!("name: {name}"), &labelled)
+    };
+    let close = MANUAL.replace(
+        "spec: {",
+        "spec: {trafficDistribution: PreferClose, selector: {app: kubia}, ",
+    );
+    let near = pod("near", "{ip: 10.244.1.2}", "");
+    let far = pod("far", "{ip: 10.244.2.2}", "").replace("node1", "node2");
+    let nodes = [in_zone("node1", "east"), in_zone("node2", "west")].concat();
+    let mut cluster = cluster(&[&close, &near, &far, &nodes].map(String::as_str).concat());
+    assert_eq!(shown(&cluster, "manual"), "/TCP: 10.96.0.30:80 > 10.244.1.2:80\n");
+
+    let touched = fold(&mut cluster, &in_zone("node2", "east"));
+    assert_eq!(touched.services.len(), 1, "{touched:?}");
+    assert_eq!(
+        shown(&cluster, "manual"),
+        "/TCP: 10.96.0.30:80 > 10.244.1.2:80 10.244.2.2:80\n"
+    );
+    let touched = fold(&mut cluster, &in_zone("node2", "east"));
+    assert_eq!(touched, Touched::default(), "nothing changed");
+
+    fold(&mut cluster, &close.replace("PreferClose", "PreferSameNode"));
+    assert_eq!(shown(&cluster, "manual"), "/TCP: 10.96.0.30:80 > 10.244.1.2:80\n");
 }
 
 /// S14 S15

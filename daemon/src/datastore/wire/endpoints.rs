@@ -1,5 +1,7 @@
 //! Endpoints and EndpointSlices.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -7,6 +9,7 @@ use super::Metadata;
 use super::fields::{endpoint_address, one_of, port_number, protocol};
 use crate::state::objects::{Endpoint, EndpointSlice, NamedPort, ObjectName};
 use crate::state::service_port::Family;
+use crate::state::topology::Hints;
 
 /// An EndpointSlice as written.
 #[derive(Deserialize)]
@@ -31,6 +34,21 @@ struct RawEndpoint {
     #[serde(default)]
     conditions: Conditions,
     node_name: Option<String>,
+    hints: Option<RawHints>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawHints {
+    #[serde(default)]
+    for_nodes: Vec<Named>,
+    #[serde(default)]
+    for_zones: Vec<Named>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -93,6 +111,7 @@ impl RawEndpointSlice {
                 serving: raw.conditions.serving.unwrap_or(ready),
                 terminating: raw.conditions.terminating.unwrap_or(false),
                 node: raw.node_name,
+                hints: raw.hints.map(|hints| Arc::new(hints.into())),
             });
         }
         let ports = endpoint_ports(&self.ports).map_err(|(i, reason)| at(&format!("ports[{i}]"), reason))?;
@@ -103,6 +122,16 @@ impl RawEndpointSlice {
             ports,
             endpoints,
         })
+    }
+}
+
+impl From<RawHints> for Hints {
+    fn from(raw: RawHints) -> Self {
+        let names = |list: Vec<Named>| list.into_iter().map(|named| named.name).collect();
+        Self {
+            nodes: names(raw.for_nodes),
+            zones: names(raw.for_zones),
+        }
     }
 }
 
@@ -135,8 +164,7 @@ struct SubsetAddress {
 }
 
 impl RawEndpoints {
-    /// One slice per subset and family, as Kubernetes' own mirroring controller does.
-    /// Checks every field.
+    /// Checks every field, and makes one slice of each subset and family, as Kubernetes' own mirroring controller does.
     ///
     /// # Errors
     /// The object, the field, what it says and what would be right.
@@ -157,6 +185,7 @@ impl RawEndpoints {
                     serving: true,
                     terminating: false,
                     node: raw.node_name,
+                    hints: None,
                 });
             }
             for (family, suffix) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {

@@ -43,6 +43,9 @@ struct NodeAddress {
     address: String,
 }
 
+/// Where a node says which zone it is in (Kubernetes, well-known labels).
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 impl RawNode {
     /// Checks every field.
     ///
@@ -50,6 +53,12 @@ impl RawNode {
     /// The object, the field, what it says and what would be right.
     pub fn check(self) -> Result<Node, String> {
         let name = self.metadata.checked_name("Node")?.name;
+        let zone = self
+            .metadata
+            .labels
+            .get(ZONE_LABEL)
+            .filter(|zone| !zone.is_empty())
+            .cloned();
         let context = |what: &str, reason: String| format!("Node {name}: {what}: {reason}");
         let mut written = self.spec.pod_cidrs;
         if let (true, Some(single)) = (written.is_empty(), self.spec.pod_cidr) {
@@ -71,6 +80,7 @@ impl RawNode {
             name,
             addresses,
             pod_cidrs,
+            zone,
         })
     }
 }

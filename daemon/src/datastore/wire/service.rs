@@ -9,6 +9,7 @@ use serde::de::IgnoredAny;
 use super::Metadata;
 use super::fields::{addresses, one_of, parse_address, port_number, protocol};
 use crate::state::objects::{Service, ServicePortSpec, TargetPort};
+use crate::state::topology::TrafficDistribution;
 
 /// A Service as written.
 #[derive(Deserialize)]
@@ -40,6 +41,7 @@ struct ServiceSpec {
     internal_traffic_policy: Option<String>,
     external_traffic_policy: Option<String>,
     load_balancer_source_ranges: Vec<String>,
+    traffic_distribution: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -190,6 +192,15 @@ impl RawService {
             Some("Local") => Ok(true),
             Some(other) => Err(at(field, one_of(other, &["Cluster", "Local"]))),
         };
+        let distribution = match spec.traffic_distribution.as_deref() {
+            None => None,
+            Some("PreferClose" | "PreferSameZone") => Some(TrafficDistribution::PreferSameZone),
+            Some("PreferSameNode") => Some(TrafficDistribution::PreferSameNode),
+            Some(other) => {
+                let known = ["PreferClose", "PreferSameZone", "PreferSameNode"];
+                return Err(at("spec.trafficDistribution", one_of(other, &known)));
+            }
+        };
         Ok(Service {
             internal_local: is_local(
                 "spec.internalTrafficPolicy",
@@ -206,6 +217,7 @@ impl RawService {
             ports,
             selector: spec.selector,
             affinity,
+            distribution,
             unserved,
             name,
         })
