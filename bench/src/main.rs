@@ -6,6 +6,9 @@
 mod bare;
 mod cni;
 mod figures;
+mod namespaces;
+#[cfg(feature = "dataplane")]
+mod program;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -37,6 +40,16 @@ enum Bench {
         #[arg(long, value_name = "FOLDER", default_value = "/usr/lib/cni")]
         peers: PathBuf,
     },
+    /// Services into the kernel: all from nothing, and one endpoint that changes
+    #[cfg(feature = "dataplane")]
+    Program {
+        /// Small clusters only, to see that it works
+        #[arg(long)]
+        quick: bool,
+        /// Where the figures go, as program.json
+        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
+        results: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -44,13 +57,17 @@ fn main() -> ExitCode {
     if let Some(ended) = bare::process() {
         return ended;
     }
-    let Bench::Cni {
-        quick,
-        results,
-        binaries,
-        peers,
-    } = Arguments::parse().bench;
-    match cni::run(quick, &results, binaries, peers) {
+    let done = match Arguments::parse().bench {
+        Bench::Cni {
+            quick,
+            results,
+            binaries,
+            peers,
+        } => cni::run(quick, &results, binaries, peers),
+        #[cfg(feature = "dataplane")]
+        Bench::Program { quick, results } => program::run(quick, &results),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("sluice-bench: {error:#}");

@@ -15,9 +15,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use sluice_cni::names::{GATEWAY_V4, GATEWAY_V6, REMOVALS_SOCKET};
-use sluice_cni::netlink::Netlink;
 use sluice_cni::node_file::{NodeFile, VERSION};
-use sluice_cni::requests;
+
+use crate::namespaces;
 
 /// Folder of all files, on a tmpfs of the stage's.
 pub const FILES: &str = "/run/bench";
@@ -51,31 +51,11 @@ impl Drop for Daemon {
 /// # Errors
 /// Not root, or what the kernel refused.
 pub fn enter() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
-        .context("making namespaces for the bench (run it as root)")?;
-    let nothing = None::<&str>;
-    mount(
-        nothing,
-        "/",
-        nothing,
-        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-        nothing,
-    )
-    .context("making mounts private")?;
-    mount(
-        Some("bench"),
-        "/run",
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some("mode=755"),
-    )
-    .context("mounting a tmpfs at /run")?;
+    namespaces::enter()?;
     for folder in [FILES, "/run/netns", "/run/bench/manifests"] {
         fs::create_dir_all(folder).with_context(|| format!("making {folder}"))?;
     }
-    Netlink::open()?.batch(&[requests::set_up("lo")])?;
-    fs::write("/proc/sys/net/ipv4/ip_forward", "1")
-        .context("switching forwarding on in the bench's namespace")
+    Ok(())
 }
 
 /// Makes `count` pods.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::state::objects::{Kind, Object, ObjectName};
 
 pub mod manifests;
-pub(crate) mod wire;
+pub mod wire;
 
 /// What a datastore tells.
 #[derive(Debug, Clone, PartialEq, Eq)]

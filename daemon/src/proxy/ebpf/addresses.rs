@@ -30,12 +30,11 @@ impl Addresses {
         for (key, _) in frontends.filter(|(_, frontend)| counts(Some(frontend))) {
             *addresses.0.entry(key.address).or_default() += 1;
         }
-        let found: Vec<Address> = tables
-            .addresses
+        let found = tables.addresses.entries()?;
+        for (address, _) in found
             .iter()
-            .map(|item| item.map(|(address, _)| address))
-            .collect::<Result<_>>()?;
-        for address in found.iter().filter(|address| !addresses.0.contains_key(address)) {
+            .filter(|(address, _)| !addresses.0.contains_key(address))
+        {
             tables.addresses.remove(address)?;
         }
         for address in addresses.0.keys() {

@@ -17,6 +17,17 @@ const LARGE: usize = 64;
 /// A part is small if it is at most one in this many.
 const SMALL_PART: usize = 8;
 
+/// 0 stands for a set the kernel does not have.
+const FIRST_GENERATION: u32 = 1;
+
+/// A set the kernel does not have yet, and what is to be in it.
+pub(super) struct NewSet<'a> {
+    pub set: &'a mut BackendSet,
+    /// Sorted, without duplicates.
+    pub wanted: Vec<Backend>,
+    pub affinity_seconds: u32,
+}
+
 /// A set of backends, as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct BackendSet {
@@ -109,6 +120,47 @@ impl BackendSet {
         Ok(true)
     }
 
+    /// Puts many new sets into the kernel, in a few calls: nothing leads to them yet, so the order does not matter. Those
+    /// the kernel knows already are left to [`set`](Self::set).
+    ///
+    /// # Errors
+    /// The kernel's; then none counts as written, and each may be [`set`](Self::set) by itself.
+    pub fn create_all(tables: &mut Tables, new: &mut [NewSet<'_>]) -> Result<()> {
+        let (mut services, mut backends, mut members) = (Vec::new(), Vec::new(), Vec::new());
+        for NewSet {
+            set,
+            wanted,
+            affinity_seconds,
+        } in new.iter()
+        {
+            let service = Service {
+                generation: FIRST_GENERATION,
+                count: u32::try_from(wanted.len())?,
+                affinity_seconds: *affinity_seconds,
+                zero: 0,
+            };
+            services.push((set.id, service));
+            for (slot, backend) in wanted.iter().enumerate() {
+                backends.push((set.slot(FIRST_GENERATION, slot), *backend));
+                members.push((member_key(set.id, backend), u32::from(backend.place)));
+            }
+        }
+        tables.members.set_all(&members)?;
+        tables.backends.set_all(&backends)?;
+        tables.services.set_all(&services)?;
+        for NewSet {
+            set,
+            wanted,
+            affinity_seconds,
+        } in new
+        {
+            set.generation = FIRST_GENERATION;
+            set.backends = std::mem::take(wanted);
+            set.affinity_seconds = *affinity_seconds;
+        }
+        Ok(())
+    }
+
     /// Writes all slots of the next generation, switches to it by one write, and clears the former away.
     fn switch(
         &mut self,
@@ -117,7 +169,7 @@ impl BackendSet {
         removed: &[Backend],
         affinity_seconds: u32,
     ) -> Result<()> {
-        let generation = self.generation.wrapping_add(1).max(1);
+        let generation = self.generation.wrapping_add(1).max(FIRST_GENERATION);
         let written = self.write_slots(tables, generation, &wanted);
         if let Err(error) =
             written.and_then(|()| self.enact(tables, generation, wanted.len(), affinity_seconds))
@@ -260,18 +312,17 @@ impl BackendSet {
     /// # Errors
     /// The kernel's.
     pub fn read_all(tables: &mut Tables) -> Result<BTreeMap<u32, Self>> {
-        let services: BTreeMap<u32, Service> = tables.services.iter().collect::<Result<_>>()?;
+        let services: BTreeMap<u32, Service> = tables.services.entries()?.into_iter().collect();
         let mut slots: BTreeMap<u32, BTreeMap<u32, Backend>> = BTreeMap::new();
         let mut strays = Vec::new();
-        for item in tables.backends.iter() {
-            let (key, backend) = item?;
-            match services.get(&key.service) {
+        tables
+            .backends
+            .walk(|key, backend| match services.get(&key.service) {
                 Some(service) if service.generation == key.generation && key.slot < service.count => {
                     slots.entry(key.service).or_default().insert(key.slot, backend);
                 }
                 _ => strays.push(key),
-            }
-        }
+            })?;
         for key in &strays {
             tables.backends.remove(key)?;
         }
@@ -303,12 +354,7 @@ impl BackendSet {
                     .map(|b| (member_key(set.id, b), u32::from(b.place)))
             })
             .collect();
-        let found: Vec<_> = tables
-            .members
-            .iter()
-            .map(|item| item.map(|(key, _)| key))
-            .collect::<Result<_>>()?;
-        for key in found {
+        for (key, _) in tables.members.entries()? {
             if wanted.remove(&key).is_none() {
                 tables.members.remove(&key)?;
             }

@@ -18,12 +18,11 @@ use crate::state::service_port::Protocol;
 pub(super) fn list(tables: &Tables) -> Result<Vec<Connection>> {
     let now = monotonic();
     let mut all = Vec::new();
-    for item in tables.connections.iter() {
-        let (key, entry) = item?;
+    tables.connections.walk(|key, entry| {
         if entry.role == role::FORWARD {
             all.push(connection(&key, &entry, now));
         }
-    }
+    })?;
     Ok(all)
 }
 

@@ -34,15 +34,14 @@ impl Expiry {
         let now = monotonic();
         self.expire_connections(tables, now)?;
         let mut expired = Vec::new();
-        for item in tables.affinity.iter() {
-            let (key, value) = item?;
+        tables.affinity.walk(|key, value| {
             let limit = affinity
                 .get(&key.service)
                 .map_or(0, |seconds| u64::from(*seconds) * SECOND);
             if now.saturating_sub(value.last_used) >= limit {
                 expired.push(key);
             }
-        }
+        })?;
         for key in expired {
             tables.affinity.remove(&key)?;
         }
@@ -52,15 +51,24 @@ impl Expiry {
     fn expire_connections(&mut self, tables: &mut Tables, now: u64) -> Result<()> {
         let mut expired = Vec::new();
         let mut alone = HashSet::new();
-        for item in tables.connections.iter() {
-            let (key, value) = item?;
+        let mut failure = None;
+        tables.connections.walk(|key, value| {
             if value.role == role::FORWARD {
                 if now.saturating_sub(value.last_seen) >= limit(&key, &value) {
                     expired.push((key, value));
                 }
-            } else if !has_master(tables, &key, &value)? {
-                alone.insert(key);
+            } else {
+                match has_master(tables, &key, &value) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        alone.insert(key);
+                    }
+                    Err(error) => failure = Some(error),
+                }
             }
+        })?;
+        if let Some(error) = failure {
+            return Err(error);
         }
         for (key, value) in expired {
             for part in parts(&key, &value) {

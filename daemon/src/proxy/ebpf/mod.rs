@@ -12,6 +12,7 @@
 
 mod addresses;
 mod backend_set;
+mod batch;
 mod connections;
 mod devices;
 mod expiry;
@@ -137,7 +138,7 @@ impl EbpfProxy {
     /// The kernel's.
     pub fn summary(&self) -> Result<Summary> {
         Ok(Summary {
-            tables: self.tables.fill(),
+            tables: self.tables.fill()?,
             counters: self.tables.counters()?,
         })
     }

@@ -11,7 +11,7 @@ use anyhow::Result;
 use sluice_ebpf_types::{Frontend, FrontendKey, UDP};
 
 use super::addresses::Addresses;
-use super::backend_set::BackendSet;
+use super::backend_set::{BackendSet, NewSet};
 use super::tables::Tables;
 use super::wanted;
 use crate::proxy::{Dirty, Programmed, SyncReport};
@@ -81,8 +81,7 @@ impl Services {
             })
             .collect();
         let mut holders = HashMap::new();
-        let frontends: Vec<_> = tables.frontends.iter().collect::<Result<_>>()?;
-        for (key, value) in frontends {
+        for (key, value) in tables.frontends.entries()? {
             // A frontend without a set is what an interrupted removal leaves; it serves nobody.
             match found.get_mut(&value.service) {
                 Some(entry) => {
@@ -152,6 +151,7 @@ impl Services {
             }
         }
         self.retry.clear();
+        self.create_sets(tables, &keys, desired);
         // What others may rely on is made before what is stale goes; scope Cluster comes before Local, which may use it.
         for key in &keys {
             let Some(port) = desired.get(key) else { continue };
@@ -234,6 +234,45 @@ impl Services {
         self.entries.insert(key, entry);
     }
 
+    /// Writes the sets of all Services that have none yet, in as few calls as can be: at the start this is nearly all there
+    /// is to do. What leads to them comes after, Service by Service.
+    fn create_sets(&mut self, tables: &mut Tables, keys: &BTreeSet<ServicePortKey>, desired: &Desired) {
+        let mut created: Vec<(Arc<ServicePortKey>, Entry)> = Vec::new();
+        for key in keys.iter().filter(|key| desired.contains_key(key)) {
+            if !self.entries.contains_key(key) {
+                created.push((Arc::new(key.clone()), self.new_entry()));
+            }
+        }
+        let mut new: Vec<NewSet<'_>> = created
+            .iter_mut()
+            .filter_map(|(key, entry)| {
+                let port = desired.get(&**key)?;
+                Some(NewSet {
+                    set: &mut entry.set,
+                    wanted: wanted::backends(port),
+                    affinity_seconds: wanted::affinity_seconds(port),
+                })
+            })
+            .collect();
+        if let Err(error) = BackendSet::create_all(tables, &mut new) {
+            // One by one it will turn out which of them is the trouble.
+            tracing::debug!(
+                error = format!("{error:#}"),
+                "new sets could not be written together"
+            );
+        }
+        self.entries.extend(created);
+    }
+
+    fn new_entry(&mut self) -> Entry {
+        let id = self.next_id;
+        self.next_id += 1;
+        Entry {
+            set: BackendSet::new(id),
+            frontends: BTreeMap::new(),
+        }
+    }
+
     /// Programs one Service; whether something changed, and which frontends others hold.
     fn set(
         &mut self,
@@ -243,17 +282,10 @@ impl Services {
         desired: &Desired,
         upheaval: &mut Upheaval,
     ) -> Result<(bool, Option<String>)> {
-        let (known, mut entry) = self.entries.remove_entry(key).unwrap_or_else(|| {
-            let id = self.next_id;
-            self.next_id += 1;
-            (
-                Arc::new(key.clone()),
-                Entry {
-                    set: BackendSet::new(id),
-                    frontends: BTreeMap::new(),
-                },
-            )
-        });
+        let (known, mut entry) = match self.entries.remove_entry(key) {
+            Some(known) => known,
+            None => (Arc::new(key.clone()), self.new_entry()),
+        };
         let result = self.program(tables, &known, &mut entry, port, desired, upheaval);
         self.entries.insert(known, entry);
         result
@@ -269,7 +301,7 @@ impl Services {
         upheaval: &mut Upheaval,
     ) -> Result<(bool, Option<String>)> {
         let udp = key.protocol.number() == UDP;
-        let backends: Vec<_> = port.backends.iter().map(wanted::backend).collect();
+        let backends = wanted::backends(port);
         let had_backends = !entry.set.backends().is_empty();
         let mut changed = entry.set.set(tables, &backends, wanted::affinity_seconds(port))?;
         upheaval.udp_lost |= udp && changed && had_backends;

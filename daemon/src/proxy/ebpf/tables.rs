@@ -1,9 +1,10 @@
 //! The pinned maps, typed, with errors that say which of them is in trouble.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
 use sluice_ebpf_types::{
@@ -12,26 +13,46 @@ use sluice_ebpf_types::{
     Node, Peer, PeerKey, Service,
 };
 
+use super::batch;
+
 /// One hash map of the kernel's.
 pub(super) struct Table<K: Pod, V: Pod> {
     map: HashMap<MapData, K, V>,
+    /// The same map, for what is done to many entries at once.
+    descriptor: OwnedFd,
     name: &'static str,
     capacity: u32,
 }
 
 impl<K: Pod, V: Pod> Table<K, V> {
     fn take(ebpf: &mut Ebpf, name: &'static str, capacity: u32) -> Result<Self> {
-        let map = HashMap::try_from(take(ebpf, name)?).with_context(|| format!("map {name}"))?;
-        Ok(Self { map, name, capacity })
+        match take(ebpf, name)? {
+            Map::HashMap(data) | Map::LruHashMap(data) => Self::new(data, name, capacity),
+            _ => bail!("the eBPF object's map {name} is no hash map"),
+        }
     }
 
     /// The table pinned in `maps`, a second time.
     fn open(maps: &Path, name: &'static str, capacity: u32) -> Result<Self> {
         let pin = maps.join(name);
         let data = MapData::from_pin(&pin).with_context(|| format!("opening {}", pin.display()))?;
-        // What is asked of it is the same for all kinds of hash maps.
+        Self::new(data, name, capacity)
+    }
+
+    fn new(data: MapData, name: &'static str, capacity: u32) -> Result<Self> {
+        let descriptor = data
+            .fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .with_context(|| format!("map {name}"))?;
+        // What is asked of it is the same for all kinds of hash maps. This checks the sizes of keys and values.
         let map = HashMap::try_from(Map::HashMap(data)).with_context(|| format!("map {name}"))?;
-        Ok(Self { map, name, capacity })
+        Ok(Self {
+            map,
+            descriptor,
+            name,
+            capacity,
+        })
     }
 
     /// The value under `key`.
@@ -65,27 +86,33 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
-    /// Everything there is; what changes meanwhile may or may not be seen. Ends in any case: a table whose entries are
-    /// replaced while it is walked would send the walk back to its beginning again and again.
-    pub fn iter(&self) -> impl Iterator<Item = Result<(K, V)>> + '_ {
-        self.map
-            .iter()
-            .take(self.capacity as usize * 2)
-            .map(|item| item.with_context(|| format!("walking {}", self.name)))
+    /// Creates or replaces all these entries, in a few calls.
+    pub fn set_all(&mut self, entries: &[(K, V)]) -> Result<()> {
+        let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
+        batch::update(&self.descriptor, &keys, &values)
+            .with_context(|| format!("writing {} entries of {}", entries.len(), self.name))
     }
 
-    fn fill(&self) -> Fill {
-        let entries = self
-            .map
-            .keys()
-            .take(self.capacity as usize)
-            .filter(Result::is_ok)
-            .count();
-        Fill {
+    /// Hands everything there is to `each`; what changes meanwhile may or may not be seen.
+    pub fn walk(&self, each: impl FnMut(K, V)) -> Result<()> {
+        batch::walk(&self.descriptor, each).with_context(|| format!("walking {}", self.name))
+    }
+
+    /// Everything there is, see [`walk`](Self::walk).
+    pub fn entries(&self) -> Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        self.walk(|key, value| entries.push((key, value)))?;
+        Ok(entries)
+    }
+
+    fn fill(&self) -> Result<Fill> {
+        let mut entries = 0;
+        self.walk(|_, _| entries += 1)?;
+        Ok(Fill {
             name: self.name,
             entries,
             capacity: self.capacity as usize,
-        }
+        })
     }
 }
 
@@ -170,18 +197,21 @@ impl Tables {
     }
 
     /// How full each table is.
-    pub fn fill(&self) -> Vec<Fill> {
-        vec![
-            self.frontends.fill(),
-            self.addresses.fill(),
-            self.services.fill(),
-            self.backends.fill(),
-            self.members.fill(),
-            self.affinity.fill(),
-            self.peers.fill(),
-            self.choices.fill(),
-            self.connections.fill(),
-        ]
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn fill(&self) -> Result<Vec<Fill>> {
+        Ok(vec![
+            self.frontends.fill()?,
+            self.addresses.fill()?,
+            self.services.fill()?,
+            self.backends.fill()?,
+            self.members.fill()?,
+            self.affinity.fill()?,
+            self.peers.fill()?,
+            self.choices.fill()?,
+            self.connections.fill()?,
+        ])
     }
 
     /// Every counter with its name, summed over the CPUs.

@@ -63,6 +63,13 @@ pub(super) fn frontends(
         .collect()
 }
 
+/// A Service port's backends as they stand in slots, sorted.
+pub(super) fn backends(port: &ServicePort) -> Vec<Backend> {
+    let mut backends: Vec<_> = port.backends.iter().map(backend).collect();
+    backends.sort_unstable();
+    backends
+}
+
 /// A backend as it stands in a slot.
 pub(super) fn backend(backend: &service_port::Backend) -> Backend {
     Backend {

@@ -1,0 +1,177 @@
+//! `program`: from what the datastore says to what the kernel holds. Everything from nothing, and one endpoint that changes.
+//!
+//! The daemon's owner task runs as it does in `sluiced`; the bench sends what a datastore would, and watches the pinned
+//! maps for what comes of it. The limit is the same entries written one after the other by a program that has nothing
+//! else to do.
+
+mod cluster;
+mod kernel;
+mod node;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use comfy_table::{CellAlignment, Table, presets};
+use sluice_daemon::datastore::Event;
+
+use self::cluster::Shape;
+use self::kernel::Kernel;
+use crate::figures::{self, Figure, Samples};
+
+/// How long the kernel may take to hold what was sent.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+struct Counts {
+    shapes: &'static [Shape],
+    changes: usize,
+}
+
+const FULL: Counts = Counts {
+    shapes: &[
+        Shape::of(1_000, 5),
+        Shape::of(10_000, 5),
+        Shape::of(50_000, 5),
+        Shape::of(1, 5_000),
+    ],
+    changes: 1_000,
+};
+
+const QUICK: Counts = Counts {
+    shapes: &[Shape::of(1_000, 5), Shape::of(1, 1_000)],
+    changes: 100,
+};
+
+/// What was measured of one shape.
+struct Measured {
+    shape: Shape,
+    all: Samples,
+    bare: Samples,
+    change: Samples,
+}
+
+/// Measures, prints a table and writes `program.json` into `results`.
+///
+/// # Errors
+/// Not root, or a kernel that cannot do what the dataplane needs.
+pub fn run(quick: bool, results: &Path) -> Result<()> {
+    let counts = if quick { QUICK } else { FULL };
+    let mut measured = Vec::new();
+    for shape in counts.shapes {
+        eprintln!("{shape}");
+        measured.push(node::on_node(|events, pins| {
+            measure(*shape, counts.changes, events, &pins.join("maps"))
+        })?);
+    }
+    println!("{}", table(&measured));
+    let figures: Vec<_> = measured.iter().flat_map(figures).collect();
+    let path = figures::write(results, "program", &figures)?;
+    println!("{} figures in {}", figures.len(), path.display());
+    Ok(())
+}
+
+fn measure(shape: Shape, changes: usize, events: &node::Events, maps: &Path) -> Result<Measured> {
+    let mut kernel = Kernel::open(maps)?;
+    let everything = cluster::everything(shape)?;
+    let (last, count) = (shape.frontend(shape.services - 1), shape.endpoints as usize);
+
+    let began = Instant::now();
+    for event in everything {
+        events.send(event)?;
+    }
+    events.send(Event::Loaded)?;
+    wait("the last Service's endpoints", || {
+        Ok(kernel.backends(last)?.len() == count)
+    })?;
+    let mut all = Samples::default();
+    all.add(began.elapsed());
+
+    let mut change = Samples::default();
+    for round in 0..changes {
+        // A prime, so that all parts of the tables have their turn.
+        let service = u32::try_from(round)?.wrapping_mul(7_919) % shape.services;
+        let (event, newcomer) = cluster::changed(shape, service, round)?;
+        let frontend = shape.frontend(service);
+        let began = Instant::now();
+        events.send(event)?;
+        wait("a changed endpoint", || kernel.has_backend(frontend, newcomer))?;
+        change.add(began.elapsed());
+    }
+    let mut bare = Samples::default();
+    bare.add(kernel.write_all_again()?);
+    Ok(Measured {
+        shape,
+        all,
+        bare,
+        change,
+    })
+}
+
+/// Asks the kernel again and again, as a socket would that connects.
+fn wait(what: &str, mut held: impl FnMut() -> Result<bool>) -> Result<()> {
+    let began = Instant::now();
+    while !held()? {
+        ensure!(
+            began.elapsed() < PATIENCE,
+            "{what} did not come within {PATIENCE:?}"
+        );
+    }
+    Ok(())
+}
+
+fn figures(measured: &Measured) -> Vec<Figure> {
+    let shape = measured.shape;
+    let bare = measured.bare.quantile(0.5);
+    [
+        measured
+            .bare
+            .figure(format!("{shape}, from nothing: bare map writes"), 0.5, None),
+        measured
+            .all
+            .figure(format!("{shape}, from nothing: sluice, ebpf"), 0.5, bare),
+        measured.change.figure(
+            format!("{shape}, one endpoint changed, median: sluice, ebpf"),
+            0.5,
+            None,
+        ),
+        measured.change.figure(
+            format!("{shape}, one endpoint changed, p99: sluice, ebpf"),
+            0.99,
+            None,
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn table(all: &[Measured]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header([
+        "ms",
+        "bare map writes",
+        "from nothing (× bare)",
+        "one change, median",
+        "p99",
+    ]);
+    for measured in all {
+        let shown = |value: Option<f64>| value.map(|value| format!("{value:.3}")).unwrap_or_default();
+        let (bare, from_nothing) = (measured.bare.quantile(0.5), measured.all.quantile(0.5));
+        let beside = match (from_nothing, bare) {
+            (Some(value), Some(bare)) => format!("{value:.1} ({:.1})", value / bare),
+            _ => String::new(),
+        };
+        table.add_row([
+            measured.shape.to_string(),
+            shown(bare),
+            beside,
+            shown(measured.change.quantile(0.5)),
+            shown(measured.change.quantile(0.99)),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
