@@ -305,6 +305,44 @@ fn a_local_services_outside_address_leads_sockets_to_all_endpoints() {
 
 /// S18
 #[test]
+fn what_others_write_into_the_tables_is_found_and_put_right_and_nothing_else_is_touched() {
+    on_node(|node| {
+        let desired: Desired = (1..=20)
+            .map(|number| {
+                let frontend = format!("10.96.0.{number}:80");
+                let set = port(&[(&frontend, CLUSTER_IP)], &backends(0..number));
+                (web(&format!("web{number}")), set)
+            })
+            .collect();
+        let mut proxy = node.open();
+        sync(&mut proxy, &desired);
+        let before = kernel(node);
+        assert_eq!(proxy.audit().unwrap(), 0);
+
+        let open =
+            |name: &str| Map::HashMap(MapData::from_pin(node.options.pins.join("maps").join(name)).unwrap());
+        let mut frontends: HashMap<_, FrontendKey, Frontend> =
+            HashMap::try_from(open("frontends_v1")).unwrap();
+        let mut slots: HashMap<_, BackendKey, Backend> = HashMap::try_from(open("backends_v1")).unwrap();
+        let mut members: HashMap<_, MemberKey, u32> = HashMap::try_from(open("members_v1")).unwrap();
+        let mut services: HashMap<_, u32, Service> = HashMap::try_from(open("services_v1")).unwrap();
+        let (mine, value) = frontends.iter().next().unwrap().unwrap();
+        let strange = FrontendKey { port: 1, ..mine };
+        frontends.remove(&mine).unwrap();
+        frontends.insert(strange, value, 0).unwrap();
+        let (slot, backend) = slots.iter().next().unwrap().unwrap();
+        slots.insert(slot, Backend { port: 9, ..backend }, 0).unwrap();
+        let member = members.keys().next().unwrap().unwrap();
+        members.remove(&member).unwrap();
+        services.remove(&1).unwrap();
+        assert_eq!(proxy.audit().unwrap(), 5);
+        assert_eq!(kernel(node), before);
+        assert_eq!(proxy.audit().unwrap(), 0);
+    });
+}
+
+/// S18
+#[test]
 fn a_set_too_large_is_reported_and_the_old_one_serves_on() {
     on_node(|node| {
         let frontends = [("10.96.0.1:80", CLUSTER_IP)];

@@ -101,6 +101,8 @@ pub struct Agent {
 struct Marks {
     nodes: bool,
     audit: bool,
+    /// The slow audit's turn: what Services hold in the kernel is read back too.
+    proxy_audit: bool,
     services: BTreeSet<ObjectName>,
     all_services: bool,
     host_ports: bool,
@@ -112,6 +114,7 @@ impl Marks {
     fn any(&self) -> bool {
         self.nodes
             || self.audit
+            || self.proxy_audit
             || self.all_services
             || self.host_ports
             || !self.services.is_empty()
@@ -199,7 +202,10 @@ impl Agent {
                     self.answer(question);
                     continue;
                 }
-                _ = audit.tick() => self.dirty.audit = true,
+                _ = audit.tick() => {
+                    self.dirty.audit = true;
+                    self.dirty.proxy_audit = true;
+                }
                 _ = upkeep.tick() => {
                     self.tend();
                     continue;
@@ -255,6 +261,9 @@ impl Agent {
             done &= self.apply_pod_mtu().await;
         }
         done &= self.apply_services(&marks);
+        if marks.proxy_audit {
+            done &= self.audit_services();
+        }
         done &= self.tell_plugin();
         if !done {
             // What of it failed is told apart by reading the kernel back, not by remembering.

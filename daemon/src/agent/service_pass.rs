@@ -132,6 +132,30 @@ impl Agent {
         Dirty::Only(keys)
     }
 
+    /// Reads back what the kernel holds of Services; `false` if that failed.
+    pub(super) fn audit_services(&mut self) -> bool {
+        let Some(proxy) = self.proxy.as_mut().filter(|_| self.synced) else {
+            return true;
+        };
+        let problem = match proxy.audit() {
+            Ok(0) => None,
+            Ok(entries) => {
+                tracing::warn!(
+                    entries,
+                    "what the kernel holds of Services was changed by others and is put right"
+                );
+                self.drift_repaired += entries as u64;
+                None
+            }
+            Err(error) => Some(format!(
+                "reading back what the kernel holds of Services: {error:#}"
+            )),
+        };
+        let done = problem.is_none();
+        self.found("proxy audit", problem.into_iter().collect());
+        done
+    }
+
     pub(super) fn tend(&mut self) {
         if let Some(proxy) = self.proxy.as_mut().filter(|_| self.synced) {
             let problem = proxy

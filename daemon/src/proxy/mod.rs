@@ -128,6 +128,13 @@ pub trait Proxy: Send {
         dirty: &Dirty,
     ) -> anyhow::Result<SyncReport>;
 
+    /// Reads back what the kernel holds of everything that was synced and puts right what differs, which somebody else must
+    /// have changed; says how many entries that were.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn audit(&mut self) -> anyhow::Result<usize>;
+
     /// What the kernel holds now of every Service port that was synced, read back entry by entry: for a person who asks.
     ///
     /// # Errors

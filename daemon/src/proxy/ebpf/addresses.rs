@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use anyhow::Result;
 use sluice_ebpf_types::{Address, Frontend, FrontendKey, frontend_flag};
 
+use super::audit::mend;
 use super::tables::Tables;
 
 /// Each address with the number of frontends that have it.
@@ -30,17 +31,13 @@ impl Addresses {
         for (key, _) in frontends.filter(|(_, frontend)| counts(Some(frontend))) {
             *addresses.0.entry(key.address).or_default() += 1;
         }
-        let found = tables.addresses.entries()?;
-        for (address, _) in found
-            .iter()
-            .filter(|(address, _)| !addresses.0.contains_key(address))
-        {
-            tables.addresses.remove(address)?;
-        }
-        for address in addresses.0.keys() {
-            tables.addresses.set(address, &0)?;
-        }
+        mend(&mut tables.addresses, addresses.iter())?;
         Ok(addresses)
+    }
+
+    /// What the kernel's table is to hold.
+    pub fn iter(&self) -> impl Iterator<Item = (Address, u32)> + '_ {
+        self.0.keys().map(|address| (*address, 0))
     }
 
     /// Follows one frontend from `former` to `now`.

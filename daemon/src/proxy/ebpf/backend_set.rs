@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use sluice_ebpf_types::{Backend, BackendKey, Service};
+use sluice_ebpf_types::{Backend, BackendKey, MemberKey, Service};
 
+use super::audit::mend;
 use super::tables::Tables;
 use super::wanted::{member_key, socket_address};
 
@@ -62,6 +63,32 @@ impl BackendSet {
     /// Its session affinity's time-out in seconds; 0: none.
     pub fn affinity_seconds(&self) -> u32 {
         self.affinity_seconds
+    }
+
+    /// Its entry in `services_v1`; none if the kernel knows nothing of it.
+    pub fn service(&self) -> Option<Service> {
+        (self.generation != 0).then_some(Service {
+            generation: self.generation,
+            // It came out of the kernel, or was checked on its way there.
+            count: self.backends.len() as u32,
+            affinity_seconds: self.affinity_seconds,
+            zero: 0,
+        })
+    }
+
+    /// Its entries in `backends_v1`.
+    pub fn slots(&self) -> impl Iterator<Item = (BackendKey, Backend)> + '_ {
+        self.backends
+            .iter()
+            .enumerate()
+            .map(|(slot, backend)| (self.slot(self.generation, slot), *backend))
+    }
+
+    /// Its entries in `members_v1`.
+    pub fn members(&self) -> impl Iterator<Item = (MemberKey, u32)> + '_ {
+        self.backends
+            .iter()
+            .map(|backend| (member_key(self.id, backend), u32::from(backend.place)))
     }
 
     /// The backends that the programs may choose now, sorted.
@@ -340,28 +367,7 @@ impl BackendSet {
                 },
             );
         }
-        Self::mend_members(tables, &sets)?;
+        mend(&mut tables.members, sets.values().flat_map(Self::members))?;
         Ok(sets)
-    }
-
-    /// Makes `members_v1` say what the sets say.
-    fn mend_members(tables: &mut Tables, sets: &BTreeMap<u32, Self>) -> Result<()> {
-        let mut wanted: std::collections::HashMap<_, u32> = sets
-            .values()
-            .flat_map(|set| {
-                set.backends
-                    .iter()
-                    .map(|b| (member_key(set.id, b), u32::from(b.place)))
-            })
-            .collect();
-        for (key, _) in tables.members.entries()? {
-            if wanted.remove(&key).is_none() {
-                tables.members.remove(&key)?;
-            }
-        }
-        for (key, place) in wanted {
-            tables.members.set(&key, &place)?;
-        }
-        Ok(())
     }
 }

@@ -11,6 +11,7 @@
 //! ```
 
 mod addresses;
+mod audit;
 mod backend_set;
 mod batch;
 mod connections;
@@ -212,6 +213,10 @@ impl Proxy for EbpfProxy {
             self.stale_sockets.look(upheaval);
         }
         Ok(report)
+    }
+
+    fn audit(&mut self) -> Result<usize> {
+        audit::audit(&self.services, &mut self.tables)
     }
 
     fn programmed(&self) -> Result<HashMap<ServicePortKey, Programmed>> {

@@ -107,12 +107,30 @@ impl Services {
 
     /// Session affinity's time-out in seconds of the set `id`; `None` if it has none, or is not there.
     pub fn affinity_by_id(&self) -> HashMap<u32, u32> {
-        self.entries
-            .values()
-            .chain(self.found.values())
+        self.all_entries()
             .map(|entry| (entry.set.id, entry.set.affinity_seconds()))
             .filter(|(_, seconds)| *seconds != 0)
             .collect()
+    }
+
+    /// All sets the kernel knows of.
+    pub fn sets(&self) -> impl Iterator<Item = &BackendSet> {
+        self.all_entries().map(|entry| &entry.set)
+    }
+
+    /// All that leads to them.
+    pub fn frontends(&self) -> impl Iterator<Item = (FrontendKey, Frontend)> + '_ {
+        let frontends = self.all_entries().flat_map(|entry| &entry.frontends);
+        frontends.map(|(key, value)| (*key, *value))
+    }
+
+    /// The ClusterIPs among those.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    fn all_entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values().chain(self.found.values())
     }
 
     /// What the kernel holds now of each Service.
