@@ -88,6 +88,8 @@ pub struct Agent {
     /// The pods with host ports; nothing until they were read.
     host_ports: Option<BTreeMap<Attachment, Record>>,
     service_failures: BTreeMap<ServicePortKey, String>,
+    /// What of a Service is not served, one sentence each.
+    unserved: BTreeMap<ObjectName, Vec<String>>,
     synced: bool,
     drift_repaired: u64,
     removals: Arc<removals::Counts>,
@@ -156,6 +158,7 @@ impl Agent {
             services: BTreeMap::new(),
             host_ports: None,
             service_failures: BTreeMap::new(),
+            unserved: BTreeMap::new(),
             synced: false,
             drift_repaired: 0,
             removals,

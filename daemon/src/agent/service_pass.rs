@@ -57,11 +57,9 @@ impl Agent {
                     tracing::debug!(changed, removed, failed, microseconds, "Services programmed");
                 }
                 self.service_failures.extend(report.failed);
-                let unserved = self.cluster.services().flat_map(|service| {
-                    service
-                        .unserved
-                        .iter()
-                        .map(|what| format!("Service {}: not served: {what}", service.name))
+                let unserved = self.unserved.iter().flat_map(|(name, list)| {
+                    list.iter()
+                        .map(move |what| format!("Service {name}: not served: {what}"))
                 });
                 let failed = self
                     .service_failures
@@ -92,6 +90,10 @@ impl Agent {
                 .iter()
                 .flat_map(|name| service_ports(&self.cluster, name, &self.view))
                 .collect();
+            self.unserved.clear();
+            for name in names {
+                self.note_unserved(name);
+            }
             self.refold_host_ports();
             return Dirty::All;
         }
@@ -100,6 +102,7 @@ impl Agent {
         keys.extend(self.service_failures.keys().cloned());
         let mut ports_moved = marks.host_ports;
         for name in &marks.services {
+            self.note_unserved(name.clone());
             let before: Vec<_> = self
                 .services
                 .range(first_key(name)..)
@@ -130,6 +133,18 @@ impl Agent {
             keys.extend(self.refold_host_ports());
         }
         Dirty::Only(keys)
+    }
+
+    /// Takes down what of a Service is not served; few have any, so that looking through those is quick.
+    fn note_unserved(&mut self, name: ObjectName) {
+        let service = self.cluster.service(&name);
+        match service
+            .map(|service| service.unserved.clone())
+            .filter(|list| !list.is_empty())
+        {
+            Some(list) => self.unserved.insert(name, list),
+            None => self.unserved.remove(&name),
+        };
     }
 
     /// Reads back what the kernel holds of Services; `false` if that failed.
