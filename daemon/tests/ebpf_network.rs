@@ -6,79 +6,16 @@
 
 mod ebpf_support;
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use ebpf_support::neighbour::Neighbour;
-use ebpf_support::{Desired, Node, ip, key, on_node, port, sync};
-use sluice_daemon::network::Device;
-use sluice_daemon::proxy::ebpf::EbpfProxy;
-use sluice_daemon::proxy::{Proxy, Surroundings};
+use ebpf_support::hosts::hosts;
+use ebpf_support::{Desired, ip, key, on_node, port, sync};
 use sluice_daemon::state::service_port::{Family, FrontendKind, Place, Protocol};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const BULK: usize = 1 << 20;
-
-struct Hosts {
-    client: Neighbour,
-    /// The other node; it knows no way to the client.
-    other: Neighbour,
-}
-
-fn hosts(node: &Node) -> Hosts {
-    let client = Neighbour::new(node);
-    client.join("uplink", "eth0");
-    ip("addr add 198.51.100.1/24 dev uplink");
-    ip("addr add 2001:db8:f::1/64 dev uplink nodad");
-    client.run(|| {
-        ip("addr add 198.51.100.7/24 dev eth0");
-        ip("addr add 2001:db8:f::7/64 dev eth0 nodad");
-    });
-    let other = Neighbour::new(node);
-    other.join("tunnel", "eth0");
-    ip("addr add 10.244.1.0/32 dev tunnel");
-    ip("addr add fd10:1::/128 dev tunnel nodad");
-    ip("route add 10.244.2.0/24 dev tunnel");
-    ip("route add fd10:2::/64 dev tunnel");
-    // Pods of this node, for the sake of the test on its own loopback.
-    ip("addr add 10.244.1.9/32 dev lo");
-    ip("addr add fd10:1::9/128 dev lo nodad");
-    other.run(|| {
-        ip("addr add 10.244.2.9/32 dev eth0");
-        ip("addr add fd10:2::9/128 dev eth0 nodad");
-        ip("route add 10.244.1.0/24 dev eth0");
-        ip("route add fd10:1::/64 dev eth0");
-    });
-    for (key, value) in [
-        ("ipv4/ip_forward", "1"),
-        ("ipv6/conf/all/forwarding", "1"),
-        ("ipv4/conf/all/rp_filter", "1"),
-        ("ipv4/conf/uplink/rp_filter", "1"),
-        ("ipv4/conf/tunnel/rp_filter", "1"),
-    ] {
-        fs::write(format!("/proc/sys/net/{key}"), value).unwrap();
-    }
-    Hosts { client, other }
-}
-
-fn open(node: &Node) -> EbpfProxy {
-    let mut proxy = node.open();
-    let device = |name: &str| Device {
-        index: nix::net::if_::if_nametoindex(name).unwrap(),
-        name: name.to_owned(),
-    };
-    let addresses = |all: [&str; 2]| all.map(|a| a.parse::<IpAddr>().unwrap()).to_vec();
-    proxy
-        .adjust(&Surroundings {
-            devices: vec![device("uplink"), device("tunnel")],
-            pod_network_addresses: addresses(["10.244.1.0", "fd10:1::"]),
-            node_addresses: addresses(["198.51.100.1", "2001:db8:f::1"]),
-        })
-        .unwrap();
-    proxy
-}
 
 /// Accepts one connection, sends all it gets back, and says who the client was.
 fn echo(listener: &TcpListener) -> SocketAddr {
@@ -122,7 +59,7 @@ fn desired(family: Family, protocol: Protocol, backend: SocketAddr, place: Place
 fn a_megabyte_each_way_through_a_node_port_to_a_local_endpoint() {
     on_node(|node| {
         let hosts = hosts(node);
-        let mut proxy = open(node);
+        let mut proxy = hosts.open(node);
         for (family, backend) in [(Family::V4, "10.244.1.9:8080"), (Family::V6, "[fd10:1::9]:8080")] {
             let listener = TcpListener::bind(backend).unwrap();
             let (desired, frontend) =
@@ -140,7 +77,7 @@ fn a_megabyte_each_way_through_a_node_port_to_a_local_endpoint() {
 fn a_megabyte_each_way_through_a_node_port_to_an_endpoint_elsewhere() {
     on_node(|node| {
         let hosts = hosts(node);
-        let mut proxy = open(node);
+        let mut proxy = hosts.open(node);
         for (family, backend, stand_in) in [
             (Family::V4, "10.244.2.9:8080", "10.244.1.0"),
             (Family::V6, "[fd10:2::9]:8080", "fd10:1::"),
@@ -161,7 +98,7 @@ fn a_megabyte_each_way_through_a_node_port_to_an_endpoint_elsewhere() {
 fn datagrams_through_a_node_port_to_an_endpoint_elsewhere() {
     on_node(|node| {
         let hosts = hosts(node);
-        let mut proxy = open(node);
+        let mut proxy = hosts.open(node);
         for (family, backend, any) in [
             (Family::V4, "10.244.2.9:8080", "0.0.0.0:0"),
             (Family::V6, "[fd10:2::9]:8080", "[::]:0"),
@@ -189,13 +126,23 @@ fn datagrams_through_a_node_port_to_an_endpoint_elsewhere() {
     });
 }
 
+/// Sends a datagram and waits for the error that must come back.
+fn refused_datagram(address: SocketAddr) -> std::io::Error {
+    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).unwrap();
+    socket.connect(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.send(b"?").unwrap();
+    socket.recv(&mut [0; 8]).unwrap_err()
+}
+
 /// S10
 #[test]
 fn a_node_port_without_endpoints_refuses_at_once() {
     on_node(|node| {
         let hosts = hosts(node);
-        let mut proxy = open(node);
-        for (family, any) in [(Family::V4, "0.0.0.0:0"), (Family::V6, "[::]:0")] {
+        let mut proxy = hosts.open(node);
+        for family in [Family::V4, Family::V6] {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let (mut desired, frontend) =
                     desired(family, protocol, "192.0.2.9:1".parse().unwrap(), Place::Outside);
@@ -203,13 +150,7 @@ fn a_node_port_without_endpoints_refuses_at_once() {
                 sync(&mut proxy, &desired);
                 let error = hosts.client.run(move || match protocol {
                     Protocol::Tcp => TcpStream::connect_timeout(&frontend, PATIENCE).unwrap_err(),
-                    _ => {
-                        let socket = UdpSocket::bind(any).unwrap();
-                        socket.connect(frontend).unwrap();
-                        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-                        socket.send(b"?").unwrap();
-                        socket.recv(&mut [0; 8]).unwrap_err()
-                    }
+                    _ => refused_datagram(frontend),
                 });
                 assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
             }
@@ -219,10 +160,10 @@ fn a_node_port_without_endpoints_refuses_at_once() {
 
 /// S3 S4 S10
 #[test]
-fn an_external_address_without_endpoints_refuses_tcp_at_once_and_serves_when_there_is_one() {
+fn an_external_address_without_endpoints_refuses_at_once_and_serves_when_there_is_one() {
     on_node(|node| {
         let hosts = hosts(node);
-        let mut proxy = open(node);
+        let mut proxy = hosts.open(node);
         // Routed to this node, but not an address of it; the node itself would send it on.
         hosts.client.run(|| {
             ip("route add 203.0.113.1 via 198.51.100.1");
@@ -246,6 +187,10 @@ fn an_external_address_without_endpoints_refuses_tcp_at_once_and_serves_when_the
                 let error = hosts.client.run(connect).unwrap_err();
                 assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
             }
+            let name_of_udp = key("web", Protocol::Udp, family);
+            sync(&mut proxy, &Desired::from([(name_of_udp, port(&frontends, &[]))]));
+            let error = hosts.client.run(move || refused_datagram(address));
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
             let _listener = TcpListener::bind(backend).unwrap();
             sync(
                 &mut proxy,

@@ -248,14 +248,10 @@ fn taken(key: &ConnectionKey, packet: &Packet) -> bool {
     }
 }
 
-/// What refuses a TCP connection to an address that is not the host's: the node itself, at port 0, where nobody can
-/// listen. Its reset goes back as the frontend's like any reply. `None` where no such answer is to be had: a datagram's
-/// refusal is an ICMP error, which is not translated.
+/// What refuses a packet to an address that is not the host's: the node itself, at port 0, where nobody can listen. Its
+/// reset, or its ICMP error, goes back as the frontend's like any reply.
 #[inline(always)]
 pub fn refuser(packet: &Packet) -> Option<Backend> {
-    if packet.protocol == UDP {
-        return None;
-    }
     let node = NODE.get(0)?;
     let address = if packet.source.is_v4() {
         node.node_v4

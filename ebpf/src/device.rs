@@ -14,6 +14,7 @@ use crate::connections::{
     create, find, frontend_key, note_client, note_reply, refuser, remove, stale, touch,
 };
 use crate::counters::count;
+use crate::icmp::IcmpError;
 use crate::maps::FRONTENDS;
 use crate::packet::Packet;
 
@@ -43,7 +44,7 @@ fn drop_as(counter: Counter) -> i32 {
 #[inline(always)]
 fn incoming<const L3: u32>(ctx: &TcContext) -> i32 {
     let Some(packet) = Packet::read::<L3>(ctx) else {
-        return NEXT;
+        return incoming_error::<L3>(ctx);
     };
     let key = packet.key(direction::IN);
     if let Some(entry) = find(&key) {
@@ -96,7 +97,7 @@ fn incoming<const L3: u32>(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn outgoing<const L3: u32>(ctx: &TcContext) -> i32 {
     let Some(packet) = Packet::read::<L3>(ctx) else {
-        return NEXT;
+        return outgoing_error::<L3>(ctx);
     };
     let Some(entry) = find(&packet.key(direction::OUT)) else {
         return NEXT;
@@ -107,6 +108,30 @@ fn outgoing<const L3: u32>(ctx: &TcContext) -> i32 {
         touch(entry);
     }
     done(packet.set_source(ctx, &entry.address, entry.port))
+}
+
+/// An error about a packet that went out under another source than its own: it goes where such a packet's answers go.
+#[inline(always)]
+fn incoming_error<const L3: u32>(ctx: &TcContext) -> i32 {
+    let Some(error) = IcmpError::read::<L3>(ctx) else {
+        return NEXT;
+    };
+    match find(&error.key(direction::IN)) {
+        Some(entry) => done(error.set_destination(ctx, &entry.address, entry.port)),
+        None => NEXT,
+    }
+}
+
+/// An error about a packet whose destination was rewritten: it comes from where such a packet's answers come from.
+#[inline(always)]
+fn outgoing_error<const L3: u32>(ctx: &TcContext) -> i32 {
+    let Some(error) = IcmpError::read::<L3>(ctx) else {
+        return NEXT;
+    };
+    match find(&error.key(direction::OUT)) {
+        Some(entry) => done(error.set_source(ctx, &entry.address, entry.port)),
+        None => NEXT,
+    }
 }
 
 #[classifier]

@@ -10,6 +10,7 @@ mod balance;
 mod connections;
 mod counters;
 mod device;
+mod icmp;
 mod maps;
 mod packet;
 mod sockets;

@@ -1,6 +1,7 @@
 //! Reading a packet's addresses and ports, and writing others with all checksums put right.
 //!
-//! Packets that cannot be told apart by ports (fragments, extension headers, other protocols) are never touched.
+//! Packets that cannot be told apart by ports (fragments, extension headers, other protocols) are never touched here;
+//! ICMP errors are [`crate::icmp`]'s.
 //! Everything goes through helpers, so headers need not lie in the linear part of the buffer.
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
@@ -19,6 +20,7 @@ pub const ACK: u8 = 16;
 const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 const FRAGMENT: u16 = 0x3fff_u16.to_be();
+const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
 const IPV6_FRAGMENT: u8 = 44;
 
 /// A TCP or UDP packet, not a fragment. Addresses and ports in network order.
@@ -39,28 +41,101 @@ pub struct Packet {
 
 /// struct iphdr (include/uapi/linux/ip.h), network order.
 #[repr(C)]
-struct Ipv4 {
+pub struct Ipv4 {
     version_length: u8,
     _tos: u8,
     _total: u16,
     _id: u16,
     fragment: u16,
     _ttl: u8,
-    protocol: u8,
+    pub protocol: u8,
     _checksum: u16,
-    source: u32,
-    destination: u32,
+    pub source: u32,
+    pub destination: u32,
+}
+
+impl Ipv4 {
+    /// Options included, bytes.
+    #[inline(always)]
+    pub fn length(&self) -> u32 {
+        u32::from(self.version_length & 15) * 4
+    }
+
+    /// Whether this is part of a packet, the first included.
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        self.fragment & FRAGMENT != 0
+    }
+
+    /// Whether this is part of a packet and not its beginning, so that ports do not follow.
+    #[inline(always)]
+    pub fn is_later_fragment(&self) -> bool {
+        self.fragment & FRAGMENT_OFFSET != 0
+    }
 }
 
 /// struct ipv6hdr (include/uapi/linux/ipv6.h), network order.
 #[repr(C)]
-struct Ipv6 {
+pub struct Ipv6 {
     _flow: u32,
     _length: u16,
-    next: u8,
+    pub next: u8,
     _hops: u8,
     source: [u32; 4],
     destination: [u32; 4],
+}
+
+impl Ipv6 {
+    #[inline(always)]
+    pub fn source(&self) -> Address {
+        Address { words: self.source }
+    }
+
+    #[inline(always)]
+    pub fn destination(&self) -> Address {
+        Address {
+            words: self.destination,
+        }
+    }
+}
+
+/// Whether the packet is IPv4; `None` if it is not IPv6 either.
+#[inline(always)]
+pub fn network_protocol(ctx: &TcContext) -> Option<bool> {
+    // SAFETY: the kernel hands the program a valid context.
+    let kind = unsafe { (&raw const (*ctx.skb.skb).protocol).read_volatile() };
+    match kind {
+        ETH_P_IP => Some(true),
+        ETH_P_IPV6 => Some(false),
+        _ => None,
+    }
+}
+
+/// The IPv4 header at `at` bytes.
+#[inline(always)]
+pub fn ipv4_at(ctx: &TcContext, at: u32) -> Option<Ipv4> {
+    let header: Ipv4 = ctx.load(at as usize).ok()?;
+    (header.version_length >> 4 == 4 && header.version_length & 15 >= 5).then_some(header)
+}
+
+/// The IPv6 header at `at` bytes. Mapped addresses do not belong on a wire, and would pass for IPv4 in the tables.
+#[inline(always)]
+pub fn ipv6_at(ctx: &TcContext, at: u32) -> Option<Ipv6> {
+    let header: Ipv6 = ctx.load(at as usize).ok()?;
+    (!header.source().is_v4() && !header.destination().is_v4()).then_some(header)
+}
+
+/// What a checksum changes by when `old` gives way to `new`, for `bpf_l4_csum_replace`.
+#[inline(always)]
+pub fn difference(old: &Address, new: &Address) -> Result<u64, i64> {
+    let (mut from, mut to) = (*old, *new);
+    // SAFETY: both are 16 bytes on this program's stack. IPv4 addresses differ in their last word alone.
+    let difference = unsafe { bpf_csum_diff(from.words.as_mut_ptr(), 16, to.words.as_mut_ptr(), 16, 0) };
+    if difference < 0 {
+        Err(difference)
+    } else {
+        Ok(difference as u64)
+    }
 }
 
 /// struct tcphdr (include/uapi/linux/tcp.h), network order.
@@ -89,14 +164,9 @@ impl Packet {
     /// Reads the packet whose IP header begins at `L3` bytes; `None` if it is not for us to touch.
     #[inline(always)]
     pub fn read<const L3: u32>(ctx: &TcContext) -> Option<Self> {
-        // SAFETY: the kernel hands the program a valid context.
-        let kind = unsafe { (&raw const (*ctx.skb.skb).protocol).read_volatile() };
-        let mut packet = if kind == ETH_P_IP {
-            let header: Ipv4 = ctx.load(L3 as usize).ok()?;
-            if header.version_length >> 4 != 4 || header.version_length & 15 < 5 {
-                return None;
-            }
-            if header.fragment & FRAGMENT != 0 {
+        let mut packet = if network_protocol(ctx)? {
+            let header = ipv4_at(ctx, L3)?;
+            if header.is_fragment() {
                 count(Counter::Fragments);
                 return None;
             }
@@ -109,24 +179,16 @@ impl Packet {
                 tcp_flags: 0,
                 v4: true,
                 l3: L3,
-                l4: L3 + u32::from(header.version_length & 15) * 4,
+                l4: L3 + header.length(),
             }
-        } else if kind == ETH_P_IPV6 {
-            let header: Ipv6 = ctx.load(L3 as usize).ok()?;
+        } else {
+            let header = ipv6_at(ctx, L3)?;
             if header.next == IPV6_FRAGMENT {
                 count(Counter::Fragments);
             }
-            let source = Address { words: header.source };
-            let destination = Address {
-                words: header.destination,
-            };
-            // Mapped addresses do not belong on a wire, and would pass for IPv4 in the tables.
-            if source.is_v4() || destination.is_v4() {
-                return None;
-            }
             Self {
-                source,
-                destination,
+                source: header.source(),
+                destination: header.destination(),
                 source_port: 0,
                 destination_port: 0,
                 protocol: header.next,
@@ -135,8 +197,6 @@ impl Packet {
                 l3: L3,
                 l4: L3 + 40,
             }
-        } else {
-            return None;
         };
         // The whole header is read, so that a packet cut short is let alone rather than half rewritten.
         if packet.protocol == TCP {
@@ -218,14 +278,7 @@ impl Packet {
             ctx.l3_csum_replace(self.l3 as usize + 10, from, to, 4)?;
             ctx.store(address_at, &new.words[3], 0)?;
         } else {
-            let (mut from, mut to) = (*old, *new);
-            // SAFETY: both are 16 bytes on this program's stack.
-            let difference =
-                unsafe { bpf_csum_diff(from.words.as_mut_ptr(), 16, to.words.as_mut_ptr(), 16, 0) };
-            if difference < 0 {
-                return Err(difference);
-            }
-            ctx.l4_csum_replace(checksum as usize, 0, difference as u64, pseudo)?;
+            ctx.l4_csum_replace(checksum as usize, 0, difference(old, new)?, pseudo)?;
             ctx.store(address_at, &new.words, 0)?;
         }
         ctx.l4_csum_replace(

@@ -94,6 +94,11 @@ impl Device {
         run(&self.incoming, frame)
     }
 
+    /// A frame goes out.
+    pub fn frame_out(&self, frame: &[u8]) -> Option<Vec<u8>> {
+        run(&self.outgoing, frame)
+    }
+
     /// A packet comes in; `None` if it is dropped.
     pub fn packet_in(&self, packet: &Packet) -> Option<Packet> {
         run(&self.incoming, &packet.bytes()).map(|frame| Packet::parse(&frame))

@@ -7,6 +7,8 @@
 #![allow(dead_code, missing_docs, reason = "each test file uses what it needs of this")]
 
 pub mod device;
+pub mod hosts;
+pub mod icmp;
 pub mod neighbour;
 pub mod packet;
 pub mod server;

@@ -50,7 +50,7 @@ pub fn udp(source: &str, destination: &str) -> Packet {
 }
 
 /// The Internet checksum (RFC 1071) over all parts, each of even length but the last.
-fn checksum(parts: &[&[u8]]) -> u16 {
+pub fn checksum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0_u32;
     for part in parts {
         for pair in part.chunks(2) {
@@ -63,14 +63,15 @@ fn checksum(parts: &[&[u8]]) -> u16 {
     !(sum as u16)
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+pub fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
     }
 }
 
-fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
+/// What TCP, UDP and ICMPv6 add to their checksums.
+pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
     let mut bytes = [octets(source), octets(destination)].concat();
     bytes.extend((length as u32).to_be_bytes());
     bytes.extend([0, 0, 0, protocol]);
