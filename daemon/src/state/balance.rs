@@ -80,9 +80,10 @@ pub fn service_ports(
                 sets.insert(
                     key,
                     ServicePort {
-                        frontends,
                         backends: candidates.chosen(scope, view),
                         affinity: service.affinity,
+                        source_ranges: source_ranges(service, &frontends, family),
+                        frontends,
                     },
                 );
             }
@@ -101,6 +102,18 @@ fn scope_of(service: &Service, kind: FrontendKind) -> Scope {
         FrontendKind::HostPort => false,
     };
     if local { Scope::Local } else { Scope::Cluster }
+}
+
+fn source_ranges(service: &Service, frontends: &[Frontend], family: Family) -> Option<Vec<IpNetwork>> {
+    let ranges = service.source_ranges.as_ref()?;
+    let of_family = |range: &&IpNetwork| Family::of(range.ip()) == family;
+    let mut ranges: Vec<_> = ranges.iter().filter(of_family).copied().collect();
+    ranges.sort_unstable();
+    ranges.dedup();
+    frontends
+        .iter()
+        .any(|frontend| frontend.kind == FrontendKind::LoadBalancer)
+        .then_some(ranges)
 }
 
 fn frontends(service: &Service, port: &ServicePortSpec, family: Family, view: &NodeView) -> Vec<Frontend> {

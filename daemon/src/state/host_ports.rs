@@ -175,6 +175,7 @@ fn set(
         frontends: listens.into_iter().map(frontend).collect(),
         backends: vec![backend],
         affinity: None,
+        source_ranges: None,
     };
     (key, set)
 }
@@ -261,6 +262,7 @@ mod tests {
                 frontends: vec![frontend],
                 backends: Vec::new(),
                 affinity: None,
+                source_ranges: None,
             };
             BTreeMap::from([(key, set)])
         };

@@ -113,6 +113,8 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// `status.loadBalancer.ingress[].ip` with `ipMode: VIP`.
     pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.loadBalancerSourceRanges`, of both families; none written: everyone.
+    pub source_ranges: Option<Vec<IpNetwork>>,
     /// `spec.ports`, at least one where served.
     pub ports: Vec<ServicePortSpec>,
     /// `spec.selector`; empty: endpoints are written by hand.

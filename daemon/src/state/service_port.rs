@@ -7,6 +7,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
 pub use crate::address::Family;
 
 /// Transport protocol of a Service port.
@@ -130,4 +132,7 @@ pub struct ServicePort {
     pub backends: Vec<Backend>,
     /// `sessionAffinity: ClientIP` with its time-out.
     pub affinity: Option<Duration>,
+    /// Who may connect to the frontends of kind [`FrontendKind::LoadBalancer`]; others' packets are dropped. All of the
+    /// key's family, sorted; empty: nobody of this family, as it was written for the other. `None`: everyone.
+    pub source_ranges: Option<Vec<IpNetwork>>,
 }

@@ -180,6 +180,7 @@ pub fn port(frontends: &[(&str, FrontendKind)], backends: &[SocketAddr]) -> Serv
         frontends,
         backends,
         affinity: None,
+        source_ranges: None,
     }
 }
 

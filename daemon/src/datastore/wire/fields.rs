@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
+
 use crate::state::service_port::Protocol;
 use crate::yaml;
 
@@ -56,6 +58,23 @@ pub fn addresses(field: &str, written: &[String]) -> Result<Vec<IpAddr>, (String
         .filter(|(_, text)| !text.is_empty())
         .map(|(i, text)| parse_address(text).map_err(|reason| (format!("{field}[{i}]"), reason)))
         .collect()
+}
+
+/// A list of networks, host bits cleared; spaces around them are passed over, as the API server does.
+///
+/// # Errors
+/// The element of `field`, and what was found there.
+pub fn networks(field: &str, written: &[String]) -> Result<Vec<IpNetwork>, (String, String)> {
+    let parse = |(i, text): (usize, &String)| {
+        let found: Option<IpNetwork> = text.trim().parse().ok();
+        found
+            .and_then(|network| IpNetwork::new(network.network(), network.prefix()).ok())
+            .ok_or_else(|| {
+                let reason = format!("{text:?} is not a network; something like 192.0.2.0/24 is wanted");
+                (format!("{field}[{i}]"), reason)
+            })
+    };
+    written.iter().enumerate().map(parse).collect()
 }
 
 /// The address of an endpoint.

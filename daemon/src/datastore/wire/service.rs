@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::Metadata;
-use super::fields::{addresses, one_of, parse_address, port_number, protocol};
+use super::fields::{addresses, networks, one_of, parse_address, port_number, protocol};
 use crate::state::objects::{Service, ServicePortSpec, TargetPort};
 use crate::state::topology::TrafficDistribution;
 
@@ -141,7 +141,10 @@ impl RawService {
                 load_balancer_ips.push(parse_address(ip).map_err(|reason| at(&field, reason))?);
             }
         }
-        if !spec.load_balancer_source_ranges.is_empty() && !load_balancer_ips.is_empty() {
+        let field = "spec.loadBalancerSourceRanges";
+        let ranges = networks(field, &spec.load_balancer_source_ranges).map_err(|(f, r)| at(&f, r))?;
+        let source_ranges = (!ranges.is_empty()).then_some(ranges);
+        if source_ranges.is_some() && !load_balancer_ips.is_empty() {
             // Serving them to everyone would be worse than not serving them.
             load_balancer_ips.clear();
             unserved
@@ -214,6 +217,7 @@ impl RawService {
             cluster_ips,
             external_ips,
             load_balancer_ips,
+            source_ranges,
             ports,
             selector: spec.selector,
             affinity,

@@ -128,6 +128,7 @@ mod tests {
                 .collect(),
             backends: Vec::new(),
             affinity: None,
+            source_ranges: None,
         }
     }
 
