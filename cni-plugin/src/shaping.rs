@@ -27,11 +27,18 @@ const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
 const TC_LINKLAYER_ETHERNET: u8 = 1;
 
-/// `ffff:`, the handle of what hooks in where packets come in.
-const INGRESS_HANDLE: TcHandle = TcHandle {
+/// `ffff:`, the handle of what hooks in where packets come in: a `clsact`, on which programs of the dataplane hang as well.
+const HOOK: TcHandle = TcHandle {
     major: u16::MAX,
     minor: 0,
 };
+/// Where packets come in, below that.
+const WAY_IN: TcHandle = TcHandle {
+    major: u16::MAX,
+    minor: TcHandle::MIN_INGRESS,
+};
+/// The filter's priority: after the dataplane's programs, which have 1.
+const PRIORITY: u32 = 100;
 
 /// Limits the pod of `attachment`, whose pair is there, with `mtu` bytes. Makes all or says what failed; taking away
 /// what was made is the caller's, with [`remove`] and the pair.
@@ -120,7 +127,7 @@ fn explain(error: NetlinkError) -> Failure {
     let failure = Failure::from(error);
     if missing {
         return failure.with_details(
-            "egressRate needs the kernel's ifb device, ingress qdisc, u32 filter and mirred action \
+            "egressRate needs the kernel's ifb device, clsact qdisc, u32 filter and mirred action \
              (CONFIG_IFB, CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_U32, CONFIG_NET_ACT_MIRRED)",
         );
     }
@@ -252,7 +259,7 @@ fn netlink_value(attribute: &DefaultNla) -> Vec<u8> {
 
 /// Opens the device's way in for filters.
 fn ingress_hook(name: &str, index: u32) -> Request {
-    let message = message(index, TcHandle::INGRESS, INGRESS_HANDLE, "ingress");
+    let message = message(index, TcHandle::CLSACT, HOOK, "clsact");
     Request {
         doing: format!("opening the way in at {name} for filters"),
         message: RouteNetlinkMessage::NewQueueDiscipline(message),
@@ -263,10 +270,10 @@ fn ingress_hook(name: &str, index: u32) -> Request {
 
 /// Leads every packet that comes in at the device through another, which gives it back when its turn has come.
 fn lead_through(name: &str, index: u32, through: &str, through_index: u32) -> Request {
-    let mut message = message(index, INGRESS_HANDLE, TcHandle::UNSPEC, "u32");
+    let mut message = message(index, WAY_IN, TcHandle::UNSPEC, "u32");
     // Priority, and in the lower half the protocol in network order: all of them.
     let all = u16::try_from(libc::ETH_P_ALL).unwrap_or_default();
-    message.header.info = 1 << 16 | u32::from(all.to_be());
+    message.header.info = PRIORITY << 16 | u32::from(all.to_be());
     let mut mirror = TcMirror::default();
     let mut generic = TcActionGeneric::default();
     generic.action = TcActionType::Stolen;
@@ -297,7 +304,7 @@ fn lead_through(name: &str, index: u32, through: &str, through_index: u32) -> Re
 
 fn list_filters(name: &str, index: u32) -> Request {
     let mut message = TcMessage::with_index(i32::try_from(index).unwrap_or(i32::MAX));
-    message.header.parent = INGRESS_HANDLE;
+    message.header.parent = WAY_IN;
     Request {
         doing: format!("listing the filters where packets come in at {name}"),
         message: RouteNetlinkMessage::GetTrafficFilter(message),

@@ -81,7 +81,7 @@ pub struct Ipam {
 }
 
 /// Node to node.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Network {
     /// How pod traffic reaches another node.
@@ -92,6 +92,20 @@ pub struct Network {
     pub mtu: u32,
     /// The overlay.
     pub vxlan: Vxlan,
+    /// Whether packets from pod to pod go past the host's stack, with `proxy.mode: ebpf`.
+    pub fast_path: bool,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            backend: NetworkBackend::default(),
+            interface: String::new(),
+            mtu: 0,
+            vxlan: Vxlan::default(),
+            fast_path: true,
+        }
+    }
 }
 
 /// How pod traffic reaches another node.

@@ -31,6 +31,7 @@ fn open(node: &Node) -> (EbpfProxy, Device) {
             }],
             pod_network_addresses: addresses(["10.244.1.0", "fd10:1::"]),
             node_addresses: addresses(["192.0.2.1", "2001:db8::1"]),
+            ..Surroundings::default()
         })
         .unwrap();
     (proxy, Device::attached(&node.options.pins, "uplink"))

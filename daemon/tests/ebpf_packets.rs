@@ -37,6 +37,7 @@ fn surroundings() -> Surroundings {
         }],
         pod_network_addresses: addresses(["10.244.1.0", "fd10:1::"]),
         node_addresses: addresses(["192.0.2.1", "2001:db8::1"]),
+        ..Surroundings::default()
     }
 }
 

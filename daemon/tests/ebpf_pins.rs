@@ -192,8 +192,8 @@ fn programs_stay_small() {
             ("sockets/recvmsg6", 200),
             ("sockets/getpeername4", 200),
             ("sockets/getpeername6", 200),
-            ("devices/in-uplink", 160_000),
-            ("devices/out-uplink", 5000),
+            ("devices/in-uplink", 60_000),
+            ("devices/out-uplink", 15_000),
         ] {
             let (_, id) = link(&node.options.pins.join(pin));
             let program = aya::programs::loaded_programs()

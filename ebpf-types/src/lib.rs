@@ -8,12 +8,14 @@
 use bytemuck::{Pod, Zeroable};
 
 mod connection;
+mod endpoint;
 mod service;
 
 pub use connection::{Choice, ChoiceKey, Connection, ConnectionKey, Peer, PeerKey, direction, role, seen};
+pub use endpoint::{Endpoint, Network, endpoint_flag};
 pub use service::{
-    Affinity, AffinityKey, Backend, BackendKey, Frontend, FrontendKey, MemberKey, Service, frontend_flag,
-    place,
+    Affinity, AffinityKey, Backend, BackendKey, Frontend, FrontendKey, MemberKey, Service, Source, SourceKey,
+    frontend_flag, place,
 };
 
 /// Most entries of `frontends_v1`, of `services_v1`, and of `addresses_v1`, whose keys are the ClusterIPs ([`Address`]) and
@@ -26,10 +28,19 @@ pub const MAX_REMEMBERED: u32 = 65_536;
 /// Most entries of `connections_v1`; a connection takes two of them, or four when its source is translated as well.
 pub const MAX_CONNECTIONS: u32 = 131_072;
 
+/// Most entries of `endpoints_v1`: two addresses for each of 4,096 pods.
+pub const MAX_ENDPOINTS: u32 = 8192;
+/// Entries of `counters_v2`: room for more counters than there are, so that a new one needs no new map.
+pub const MAX_COUNTERS: u32 = 64;
+/// Most entries of `sources_v1`.
+pub const MAX_SOURCES: u32 = 65_536;
+
 /// IANA protocol number of TCP.
 pub const TCP: u8 = 6;
 /// IANA protocol number of UDP.
 pub const UDP: u8 = 17;
+/// IANA protocol number of SCTP.
+pub const SCTP: u8 = 132;
 
 /// An IPv6 address, or an IPv4 address mapped into IPv6 (`::ffff:a.b.c.d`).
 ///
@@ -42,6 +53,8 @@ pub struct Address {
 }
 
 impl Address {
+    /// Its length in bits.
+    pub const BITS: u32 = 128;
     /// What stands before an IPv4 address: `::ffff`.
     pub const V4_PREFIX: u32 = 0xffff_u32.to_be();
 
@@ -57,6 +70,15 @@ impl Address {
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == Self::V4_PREFIX
+    }
+
+    /// Whether the two are the same; word by word, which the eBPF compiler understands everywhere.
+    #[inline(always)]
+    pub const fn is(&self, other: &Self) -> bool {
+        self.words[3] == other.words[3]
+            && self.words[2] == other.words[2]
+            && self.words[1] == other.words[1]
+            && self.words[0] == other.words[0]
     }
 
     /// Whether this is `::`, which stands for "none".
@@ -96,7 +118,7 @@ impl From<core::net::IpAddr> for Address {
     }
 }
 
-/// What the programs must know of the node: the one entry of `node_v1`. Written by the daemon alone.
+/// What the programs must know of the node: the one entry of `node_v2`. Written by the daemon alone.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Node {
@@ -110,9 +132,24 @@ pub struct Node {
     pub node_v4: Address,
     /// This node's own IPv6 address; `::` if it has none.
     pub node_v6: Address,
+    /// The networks all pods are in; [`Network::NONE`] where there are fewer.
+    pub pod_networks: [Network; POD_NETWORKS],
+    /// Bits of [`node_flag`].
+    pub flags: u32,
+    /// Always 0.
+    pub zero: u32,
 }
 
-/// Index of a counter in the per-CPU array `counters_v1` of `u64`.
+/// How many networks of pods the programs know; pods in further ones have no short cuts.
+pub const POD_NETWORKS: usize = 4;
+
+/// Bits of [`Node::flags`].
+pub mod node_flag {
+    /// Packets from pod to pod go past the host's stack.
+    pub const FAST_PATH: u32 = 1;
+}
+
+/// Index of a counter in the per-CPU array `counters_v2` of `u64`.
 #[repr(u32)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Counter {
@@ -138,11 +175,21 @@ pub enum Counter {
     Fragments,
     /// Service lookups given up because the backends changed twice meanwhile.
     Raced,
+    /// First packets of pods sent on to a backend at the pod's device, because their sockets were out of reach.
+    PodConnections,
+    /// First packets of pods refused at the pod's device: their Service has no backend, or the port nobody serves.
+    PodRefused,
+    /// First packets dropped: they come from outside a Service's source ranges.
+    DroppedSource,
+    /// Packets handed straight to a pod of this node.
+    FastLocal,
+    /// Packets sent straight on to another node.
+    FastRemote,
 }
 
 impl Counter {
     /// All of them, in the order of their index, with the name each has in metrics.
-    pub const ALL: [(Self, &'static str); 11] = [
+    pub const ALL: [(Self, &'static str); 16] = [
         (Self::SocketConnections, "socket_connections"),
         (Self::SocketRefused, "socket_refused"),
         (Self::DeviceConnections, "device_connections"),
@@ -154,6 +201,11 @@ impl Counter {
         (Self::DroppedRewrite, "dropped_rewrite"),
         (Self::Fragments, "fragments"),
         (Self::Raced, "raced"),
+        (Self::PodConnections, "pod_connections"),
+        (Self::PodRefused, "pod_refused"),
+        (Self::DroppedSource, "dropped_source"),
+        (Self::FastLocal, "fast_local"),
+        (Self::FastRemote, "fast_remote"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -170,6 +222,8 @@ mod user {
     pod!(
         crate::Address,
         crate::Node,
+        crate::Endpoint,
+        crate::SourceKey,
         crate::FrontendKey,
         crate::Frontend,
         crate::Service,
@@ -190,10 +244,12 @@ mod user {
 const _: () = {
     assert!(size_of::<Address>() == 16);
     assert!(align_of::<Address>() == 4);
-    assert!(size_of::<Node>() == 72);
+    assert!(size_of::<Node>() == 72 + 32 * POD_NETWORKS + 8);
     assert!(core::mem::offset_of!(Node, pod_network_v4) == 8);
     assert!(core::mem::offset_of!(Node, node_v6) == 56);
-    assert!(Counter::Raced as u32 + 1 == Counter::COUNT);
+    assert!(core::mem::offset_of!(Node, pod_networks) == 72);
+    assert!(Counter::FastRemote as u32 + 1 == Counter::COUNT);
+    assert!(Counter::COUNT <= MAX_COUNTERS);
 };
 
 #[cfg(test)]

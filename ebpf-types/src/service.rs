@@ -44,6 +44,11 @@ pub mod frontend_flag {
     pub const FOREIGN: u32 = 8;
     /// The address is a ClusterIP, and so is in `addresses_v1`.
     pub const CLUSTER_IP: u32 = 16;
+    /// Only those may connect whose address is in `sources_v1` under [`Frontend::service`](super::Frontend::service). A
+    /// pod's socket may not have an address yet: it is left alone, and its packets are judged at the pod's device.
+    pub const RESTRICTED: u32 = 32;
+    /// Restricted, and this node's own sockets are among those who may connect.
+    pub const HOST_ALLOWED: u32 = 64;
 }
 
 /// Value of `services_v1`, whose key is the set's id (`u32`, never 0).
@@ -115,6 +120,41 @@ pub struct MemberKey {
     pub zero: u16,
 }
 
+/// Key of `sources_v1`, a trie of networks (`struct bpf_lpm_trie_key_u8`, include/uapi/linux/bpf.h): who may connect to a
+/// set's restricted frontends. The value says nothing.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct SourceKey {
+    /// How many bits count: 32 for the set, and those of the network's prefix.
+    pub bits: u32,
+    /// The rest.
+    pub source: Source,
+}
+
+/// A client, or a network of clients, of one set.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Source {
+    /// The set's id, in network order.
+    pub service: u32,
+    /// The client's address, or the network's.
+    pub address: Address,
+}
+
+impl SourceKey {
+    /// One client of the set `service`.
+    #[inline(always)]
+    pub const fn client(service: u32, address: Address) -> Self {
+        Self {
+            bits: u32::BITS + Address::BITS,
+            source: Source {
+                service: service.to_be(),
+                address,
+            },
+        }
+    }
+}
+
 /// Key of `affinity_v1`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
@@ -148,6 +188,7 @@ const _: () = {
     assert!(size_of::<Backend>() == 20);
     assert!(core::mem::offset_of!(Backend, place) == 18);
     assert!(size_of::<MemberKey>() == 24);
+    assert!(size_of::<SourceKey>() == 24);
     assert!(size_of::<AffinityKey>() == 20);
     assert!(size_of::<Affinity>() == 32);
     assert!(core::mem::offset_of!(Affinity, port) == 24);

@@ -1,10 +1,14 @@
-//! Choosing a backend: session affinity first, else any, evenly at random.
+//! Who may connect to a Service, and to which backend: session affinity first, else any, evenly at random.
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns};
-use sluice_ebpf_types::{Address, Affinity, AffinityKey, Backend, BackendKey, Counter, MemberKey};
+use aya_ebpf::maps::lpm_trie::Key;
+use sluice_ebpf_types::{
+    Address, Affinity, AffinityKey, Backend, BackendKey, Counter, Frontend, MemberKey, SourceKey,
+    frontend_flag,
+};
 
 use crate::counters::count;
-use crate::maps::{AFFINITY, BACKENDS, MEMBERS, SERVICES};
+use crate::maps::{AFFINITY, BACKENDS, MEMBERS, SERVICES, SOURCES};
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
 #[inline(always)]
@@ -19,6 +23,16 @@ pub fn below(limit: u32) -> u32 {
     // SAFETY: takes nothing and cannot fail.
     let random = unsafe { bpf_get_prandom_u32() };
     ((u64::from(random) * u64::from(limit)) >> 32) as u32
+}
+
+/// Whether the frontend's source ranges have this client.
+#[inline(always)]
+pub fn admits(frontend: &Frontend, client: &Address) -> bool {
+    if frontend.flags & frontend_flag::RESTRICTED == 0 {
+        return true;
+    }
+    let SourceKey { bits, source } = SourceKey::client(frontend.service, *client);
+    SOURCES.get(Key::new(bits, source)).is_some()
 }
 
 /// The endpoint's place, if it belongs to set `service` now. `port` in network order.

@@ -1,12 +1,13 @@
 //! The table of connections translated at the device. See [`Connection`] for its four kinds of entries.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::PerCpuArray;
 use sluice_ebpf_types::{
-    Address, Backend, Connection, ConnectionKey, Counter, FrontendKey, Node, UDP, direction, place, role,
-    seen,
+    Address, Backend, Connection, ConnectionKey, Counter, FrontendKey, UDP, direction, place, role, seen,
 };
 
-use crate::balance::{below, member, now};
+use crate::balance::{admits, below, member, now};
 use crate::maps::{CONNECTIONS, FRONTENDS, NODE};
 use crate::packet::{FIN, Packet, RST, SYN};
 
@@ -16,6 +17,15 @@ const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 32768 - FIRST_PORT;
 const TRIES: u32 = 8;
 const SECOND: u64 = 1_000_000_000;
+
+/// Where packets come in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Another host, by the uplink or a tunnel: what is for outside is served.
+    Network,
+    /// A pod of this node, by its own device: whatever the node's sockets are served is.
+    Pod,
+}
 
 /// The entry for `key`. Valid while the program runs; written to by several CPUs, each field at once.
 #[inline(always)]
@@ -40,9 +50,9 @@ pub fn touch(entry: &mut Connection) -> bool {
 #[inline(always)]
 pub fn note_client(entry: &mut Connection, packet: &Packet) {
     touch(entry);
-    if packet.tcp_flags & (FIN | RST) != 0 {
+    if packet.flags & (FIN | RST) != 0 {
         entry.last_seen = now();
-        entry.seen |= if packet.tcp_flags & RST != 0 {
+        entry.seen |= if packet.flags & RST != 0 {
             seen::RESET
         } else {
             seen::CLIENT_FIN
@@ -53,7 +63,7 @@ pub fn note_client(entry: &mut Connection, packet: &Packet) {
 /// Notes a reply, whose `UNDEST` entry is `entry`, in the entry that holds the connection's state.
 #[inline(always)]
 pub fn note_reply(entry: &mut Connection, packet: &Packet) {
-    let news = packet.tcp_flags & (FIN | RST | SYN) != 0;
+    let news = packet.flags & (FIN | RST | SYN) != 0;
     if !touch(entry) && !news {
         return;
     }
@@ -68,9 +78,9 @@ pub fn note_reply(entry: &mut Connection, packet: &Packet) {
     };
     if let Some(forward) = find(&key) {
         forward.last_seen = now();
-        let bits = if packet.tcp_flags & RST != 0 {
+        let bits = if packet.flags & RST != 0 {
             seen::RESET
-        } else if packet.tcp_flags & FIN != 0 {
+        } else if packet.flags & FIN != 0 {
             seen::BACKEND_FIN | seen::REPLY
         } else {
             seen::REPLY
@@ -89,7 +99,11 @@ pub fn stale(entry: &Connection, packet: &Packet) -> bool {
     if packet.protocol == UDP {
         // SAFETY: the map's elements are replaced, never rewritten in place.
         let serves = match unsafe { FRONTENDS.get(&frontend_key(packet)) } {
-            Some(frontend) => frontend.service == entry.service,
+            // A pod's own packets go by the other of the two.
+            Some(frontend) => {
+                (frontend.service == entry.service || frontend.socket_service == entry.service)
+                    && admits(frontend, &packet.source)
+            }
             None => false,
         };
         return !serves || member(entry.service, &entry.address, entry.port).is_none();
@@ -109,33 +123,55 @@ pub fn frontend_key(packet: &Packet) -> FrontendKey {
     }
 }
 
-/// Removes the connection whose `FORWARD` entry has this key and value.
+/// Room for what is entered and removed, one for each CPU: on the stack there is too little for it.
+#[repr(C)]
+struct Work {
+    key: ConnectionKey,
+    value: Connection,
+}
+
+#[map]
+static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+
 #[inline(always)]
-pub fn remove(key: &ConnectionKey, entry: &Connection) {
-    let mut other = ConnectionKey {
-        source: entry.address,
-        destination: key.source,
-        source_port: entry.port,
-        destination_port: key.source_port,
-        protocol: key.protocol,
+fn work() -> Option<&'static mut Work> {
+    // SAFETY: the pointer is a value of this CPU's, and while a program for packets runs no other does there. Any bytes
+    // are a value.
+    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+/// Removes the connection whose `FORWARD` entry is `entry`, the packet's own.
+#[inline(always)]
+pub fn remove(packet: &Packet, entry: &Connection) {
+    let Some(Work { key, value }) = work() else {
+        return;
+    };
+    *value = *entry;
+    *key = ConnectionKey {
+        source: value.address,
+        destination: packet.source,
+        source_port: value.port,
+        destination_port: packet.source_port,
+        protocol: packet.protocol,
         direction: direction::OUT,
         zero: 0,
     };
     // What is not there need not be removed: no result matters here.
-    let _ = CONNECTIONS.remove(&other);
-    if !entry.stand_in.is_unspecified() {
-        other.direction = direction::IN;
-        other.destination = entry.stand_in;
-        other.destination_port = entry.stand_in_port;
-        let _ = CONNECTIONS.remove(&other);
-        other.direction = direction::OUT;
-        other.source = key.source;
-        other.source_port = key.source_port;
-        other.destination = entry.address;
-        other.destination_port = entry.port;
-        let _ = CONNECTIONS.remove(&other);
+    let _ = CONNECTIONS.remove(&*key);
+    if !value.stand_in.is_unspecified() {
+        key.direction = direction::IN;
+        key.destination = value.stand_in;
+        key.destination_port = value.stand_in_port;
+        let _ = CONNECTIONS.remove(&*key);
+        key.direction = direction::OUT;
+        key.source = packet.source;
+        key.source_port = packet.source_port;
+        key.destination = value.address;
+        key.destination_port = value.port;
+        let _ = CONNECTIONS.remove(&*key);
     }
-    let _ = CONNECTIONS.remove(key);
+    *key = packet.key(direction::IN);
+    let _ = CONNECTIONS.remove(&*key);
 }
 
 /// Enters a new connection from the packet's sender to `backend`.
@@ -143,10 +179,10 @@ pub fn remove(key: &ConnectionKey, entry: &Connection) {
 /// # Errors
 /// Which counter says why there can be none.
 #[inline(always)]
-pub fn create(packet: &Packet, service: u32, backend: &Backend) -> Result<(), Counter> {
-    let stand_in = stand_in(packet, backend.place)?;
-    let now = now();
-    let mut key = ConnectionKey {
+pub fn create(packet: &Packet, service: u32, backend: &Backend, origin: Origin) -> Result<(), Counter> {
+    let stand_in = stand_in(packet, backend, origin)?;
+    let Work { key, value } = work().ok_or(Counter::DroppedNoPort)?;
+    *key = ConnectionKey {
         source: backend.address,
         destination: packet.source,
         source_port: backend.port,
@@ -156,7 +192,7 @@ pub fn create(packet: &Packet, service: u32, backend: &Backend) -> Result<(), Co
         zero: 0,
     };
     // last_seen 0: the first reply is noted whenever it comes.
-    let mut value = Connection {
+    *value = Connection {
         last_seen: 0,
         address: packet.destination,
         stand_in: Address { words: [0; 4] },
@@ -166,14 +202,17 @@ pub fn create(packet: &Packet, service: u32, backend: &Backend) -> Result<(), Co
         seen: 0,
         role: role::UNDEST,
     };
-    if CONNECTIONS.insert(&key, &value, u64::from(BPF_NOEXIST)).is_err() {
+    if CONNECTIONS
+        .insert(&*key, &*value, u64::from(BPF_NOEXIST))
+        .is_err()
+    {
         // The same client's port already talks to this backend. By this very frontend: an orphan of ours. By another:
         // the two could not be told apart, unless the other is over.
-        if taken(&key, packet) {
+        if taken(key, packet) {
             return Err(Counter::DroppedNoPort);
         }
         CONNECTIONS
-            .insert(&key, &value, u64::from(BPF_ANY))
+            .insert(&*key, &*value, u64::from(BPF_ANY))
             .map_err(|_| Counter::DroppedNoPort)?;
     }
     let mut stand_in_port = 0;
@@ -186,7 +225,7 @@ pub fn create(packet: &Packet, service: u32, backend: &Backend) -> Result<(), Co
         for _ in 0..TRIES {
             let port = ((FIRST_PORT + below(PORTS)) as u16).to_be();
             key.destination_port = port;
-            if CONNECTIONS.insert(&key, &value, u64::from(BPF_NOEXIST)).is_ok() {
+            if CONNECTIONS.insert(&*key, &*value, u64::from(BPF_NOEXIST)).is_ok() {
                 stand_in_port = port;
                 break;
             }
@@ -203,11 +242,11 @@ pub fn create(packet: &Packet, service: u32, backend: &Backend) -> Result<(), Co
         value.address = stand_in;
         value.port = stand_in_port;
         CONNECTIONS
-            .insert(&key, &value, u64::from(BPF_ANY))
+            .insert(&*key, &*value, u64::from(BPF_ANY))
             .map_err(|_| Counter::DroppedNoPort)?;
     }
-    let forward = Connection {
-        last_seen: now,
+    *value = Connection {
+        last_seen: now(),
         address: backend.address,
         stand_in,
         service,
@@ -216,9 +255,10 @@ pub fn create(packet: &Packet, service: u32, backend: &Backend) -> Result<(), Co
         seen: 0,
         role: role::FORWARD,
     };
+    *key = packet.key(direction::IN);
     // Another CPU may have entered the same client's first packet meanwhile: then its choice stands, and the daemon
     // sweeps up what was entered here for nothing.
-    let _ = CONNECTIONS.insert(&packet.key(direction::IN), &forward, u64::from(BPF_NOEXIST));
+    let _ = CONNECTIONS.insert(&*key, &*value, u64::from(BPF_NOEXIST));
     Ok(())
 }
 
@@ -268,25 +308,25 @@ pub fn refuser(packet: &Packet) -> Option<Backend> {
 
 /// The address that stands in for the client: `::` where its own is kept.
 #[inline(always)]
-fn stand_in(packet: &Packet, backend_place: u8) -> Result<Address, Counter> {
-    if backend_place == place::THIS_NODE {
+fn stand_in(packet: &Packet, backend: &Backend, origin: Origin) -> Result<Address, Counter> {
+    let keeps_its_own = match origin {
+        Origin::Network => backend.place == place::THIS_NODE,
+        // Whoever answers a pod answers by this node. Only a pod that is its own backend would not take a packet from
+        // itself.
+        Origin::Pod => !backend.address.is(&packet.source),
+    };
+    if keeps_its_own {
         return Ok(Address { words: [0; 4] });
     }
     let Some(node) = NODE.get(0) else {
         return Err(Counter::DroppedNoAddress);
     };
-    let Node {
-        pod_network_v4,
-        pod_network_v6,
-        node_v4,
-        node_v6,
-        ..
-    } = node;
-    let address = match (packet.source.is_v4(), backend_place == place::POD_NETWORK) {
-        (true, true) => *pod_network_v4,
-        (true, false) => *node_v4,
-        (false, true) => *pod_network_v6,
-        (false, false) => *node_v6,
+    let in_pod_network = origin == Origin::Pod || backend.place == place::POD_NETWORK;
+    let address = match (packet.source.is_v4(), in_pod_network) {
+        (true, true) => node.pod_network_v4,
+        (true, false) => node.node_v4,
+        (false, true) => node.pod_network_v6,
+        (false, false) => node.node_v6,
     };
     if address.is_unspecified() {
         return Err(Counter::DroppedNoAddress);

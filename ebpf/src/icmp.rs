@@ -4,7 +4,7 @@
 //! Never answers anything itself: it passes on what hosts and routers have to say.
 
 use aya_ebpf::programs::TcContext;
-use sluice_ebpf_types::{Address, ConnectionKey, TCP, UDP};
+use sluice_ebpf_types::{Address, ConnectionKey, SCTP, TCP, UDP};
 
 use crate::packet::{Ipv4, Ipv6, difference, ipv4_at, ipv6_at, network_protocol};
 
@@ -13,7 +13,7 @@ const ICMPV6: u8 = 58;
 /// Length of the ICMP header of every error, bytes.
 const ICMP_HEADER: u32 = 8;
 
-/// An ICMP error that quotes a TCP or UDP packet. Addresses and ports in network order.
+/// An ICMP error that quotes a TCP, UDP or SCTP packet. Addresses and ports in network order.
 pub struct IcmpError {
     source: Address,
     destination: Address,
@@ -28,11 +28,11 @@ pub struct IcmpError {
     icmp: u32,
     /// Offset of the quoted IP header, bytes.
     quote: u32,
-    /// Offset of the quoted TCP or UDP header, bytes.
+    /// Offset of the quoted TCP, UDP or SCTP header, bytes.
     quoted_l4: u32,
 }
 
-/// The part of a TCP or UDP header that every error quotes.
+/// The part of a TCP, UDP or SCTP header that every error quotes.
 #[repr(C)]
 struct Ports {
     source: u16,
@@ -41,24 +41,24 @@ struct Ports {
 }
 
 impl IcmpError {
-    /// Reads the error in the packet whose IP header begins at `L3` bytes; `None` if it is none, or quotes what is never
+    /// Reads the error in the packet whose IP header begins at `l3` bytes; `None` if it is none, or quotes what is never
     /// translated.
     #[inline(always)]
-    pub fn read<const L3: u32>(ctx: &TcContext) -> Option<Self> {
+    pub fn read(ctx: &TcContext, l3: u32) -> Option<Self> {
         let v4 = network_protocol(ctx)?;
         let (source, destination, icmp) = if v4 {
-            let header: Ipv4 = ipv4_at(ctx, L3)?;
+            let header: Ipv4 = ipv4_at(ctx, l3)?;
             if header.protocol != ICMP || header.is_fragment() {
                 return None;
             }
             let addresses = (Address::v4(header.source), Address::v4(header.destination));
-            (addresses.0, addresses.1, L3 + header.length())
+            (addresses.0, addresses.1, l3 + header.length())
         } else {
-            let header: Ipv6 = ipv6_at(ctx, L3)?;
+            let header: Ipv6 = ipv6_at(ctx, l3)?;
             if header.next != ICMPV6 {
                 return None;
             }
-            (header.source(), header.destination(), L3 + 40)
+            (header.source(), header.destination(), l3 + 40)
         };
         let kind: u8 = ctx.load(icmp as usize).ok()?;
         // Unreachable, time exceeded, bad parameter (RFC 792); unreachable, too big, time exceeded, bad parameter (RFC 4443).
@@ -82,7 +82,7 @@ impl IcmpError {
             let header: Ipv6 = ipv6_at(ctx, quote)?;
             (header.source(), header.destination(), header.next, quote + 40)
         };
-        if protocol != TCP && protocol != UDP {
+        if protocol != TCP && protocol != UDP && protocol != SCTP {
             return None;
         }
         Some(Self {
@@ -93,7 +93,7 @@ impl IcmpError {
             ports: ctx.load(quoted_l4 as usize).ok()?,
             protocol,
             v4,
-            l3: L3,
+            l3,
             icmp,
             quote,
             quoted_l4,
@@ -153,12 +153,14 @@ impl IcmpError {
         let icmp_checksum = self.icmp as usize + 2;
         let quoted_checksum = self.quoted_l4 as usize + if self.protocol == UDP { 6 } else { 16 };
         let delta = difference(old, new)?;
-        // The quote may end before it, and a UDP packet may go without.
-        if let Some(before) = ctx
-            .load::<u16>(quoted_checksum)
-            .ok()
-            .filter(|sum| *sum != 0 || self.protocol == TCP)
-        {
+        // The quote may end before it, and a UDP packet may go without. Nobody can check SCTP's, which is over the whole
+        // packet.
+        let before = if self.protocol == SCTP {
+            None
+        } else {
+            ctx.load::<u16>(quoted_checksum).ok()
+        };
+        if let Some(before) = before.filter(|sum| *sum != 0 || self.protocol == TCP) {
             ctx.l4_csum_replace(quoted_checksum, 0, delta, 0)?;
             ctx.l4_csum_replace(quoted_checksum, u64::from(old_port), u64::from(new_port), 2)?;
             let after: u16 = ctx.load(quoted_checksum)?;

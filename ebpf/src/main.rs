@@ -1,4 +1,4 @@
-//! Sluice's kernel-side programs: Services translated at the socket and at the device.
+//! Sluice's kernel-side programs: Services translated at the socket and at the device, and the fast path between pods.
 //!
 //! Owns what is decided per connection and per packet, and the tables of live connections. It never decides which
 //! Services exist: the daemon writes those tables (`daemon/src/proxy/ebpf/`). Touches contexts of the kernel's user API
@@ -10,10 +10,14 @@ mod balance;
 mod connections;
 mod counters;
 mod device;
+mod forward;
 mod icmp;
 mod maps;
 mod packet;
+mod pod;
+mod sctp;
 mod sockets;
+mod translate;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

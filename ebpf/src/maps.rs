@@ -1,13 +1,13 @@
-//! The pinned maps. Who writes which: frontends, addresses, services, backends, members and node are the daemon's; the rest is
-//! written here and expired by the daemon.
+//! The pinned maps. Who writes which: frontends, addresses, services, backends, members, sources, endpoints and node are the
+//! daemon's; the rest is written here and expired by the daemon.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use sluice_ebpf_types::{
     Address, Affinity, AffinityKey, Backend, BackendKey, Choice, ChoiceKey, Connection, ConnectionKey,
-    Counter, Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_FRONTENDS, MAX_REMEMBERED, MemberKey,
-    Node, Peer, PeerKey, Service,
+    Endpoint, Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_COUNTERS, MAX_ENDPOINTS,
+    MAX_FRONTENDS, MAX_REMEMBERED, MAX_SOURCES, MemberKey, Node, Peer, PeerKey, Service, Source,
 };
 
 #[map(name = "frontends_v1")]
@@ -25,7 +25,13 @@ pub static BACKENDS: HashMap<BackendKey, Backend> = HashMap::pinned(MAX_BACKENDS
 #[map(name = "members_v1")]
 pub static MEMBERS: HashMap<MemberKey, u32> = HashMap::pinned(MAX_BACKENDS, BPF_F_NO_PREALLOC);
 
-#[map(name = "node_v1")]
+#[map(name = "sources_v1")]
+pub static SOURCES: LpmTrie<Source, u32> = LpmTrie::pinned(MAX_SOURCES, 0);
+
+#[map(name = "endpoints_v1")]
+pub static ENDPOINTS: HashMap<Address, Endpoint> = HashMap::pinned(MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
+
+#[map(name = "node_v2")]
 pub static NODE: Array<Node> = Array::pinned(1, 0);
 
 #[map(name = "affinity_v1")]
@@ -40,5 +46,5 @@ pub static SOCKET_CHOICES: LruHashMap<ChoiceKey, Choice> = LruHashMap::pinned(MA
 #[map(name = "connections_v1")]
 pub static CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(MAX_CONNECTIONS, 0);
 
-#[map(name = "counters_v1")]
-pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(Counter::COUNT, 0);
+#[map(name = "counters_v2")]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::pinned(MAX_COUNTERS, 0);

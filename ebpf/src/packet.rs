@@ -6,10 +6,13 @@
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::bpf_csum_diff;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
-use sluice_ebpf_types::{Address, ConnectionKey, Counter, TCP, UDP};
+use sluice_ebpf_types::{Address, ConnectionKey, Counter, SCTP, TCP, UDP};
 
 use crate::counters::count;
+use crate::sctp;
 
 /// TCP flags, as in the header's 14th byte.
 pub const FIN: u8 = 1;
@@ -23,31 +26,38 @@ const FRAGMENT: u16 = 0x3fff_u16.to_be();
 const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
 const IPV6_FRAGMENT: u8 = 44;
 
-/// A TCP or UDP packet, not a fragment. Addresses and ports in network order.
+#[map]
+static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
+
+/// A TCP, UDP or SCTP packet, not a fragment. Addresses and ports in network order.
+#[repr(C)]
 pub struct Packet {
     pub source: Address,
     pub destination: Address,
     pub source_port: u16,
     pub destination_port: u16,
     pub protocol: u8,
-    /// 0 unless TCP.
-    pub tcp_flags: u8,
-    v4: bool,
+    /// TCP's; for SCTP those that say the same; 0 for UDP.
+    pub flags: u8,
+    /// 0 for IPv6.
+    v4: u8,
     /// Offset of the IP header, bytes.
     l3: u32,
-    /// Offset of the TCP or UDP header, bytes.
+    /// Offset of the TCP, UDP or SCTP header, bytes.
     l4: u32,
+    /// Length of what the IP header says is behind it, bytes.
+    length: u32,
 }
 
 /// struct iphdr (include/uapi/linux/ip.h), network order.
 #[repr(C)]
 pub struct Ipv4 {
     version_length: u8,
-    _tos: u8,
-    _total: u16,
+    pub tos: u8,
+    total: u16,
     _id: u16,
     fragment: u16,
-    _ttl: u8,
+    pub ttl: u8,
     pub protocol: u8,
     _checksum: u16,
     pub source: u32,
@@ -59,6 +69,12 @@ impl Ipv4 {
     #[inline(always)]
     pub fn length(&self) -> u32 {
         u32::from(self.version_length & 15) * 4
+    }
+
+    /// Whether there are none.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        self.version_length == 0x45
     }
 
     /// Whether this is part of a packet, the first included.
@@ -77,10 +93,10 @@ impl Ipv4 {
 /// struct ipv6hdr (include/uapi/linux/ipv6.h), network order.
 #[repr(C)]
 pub struct Ipv6 {
-    _flow: u32,
-    _length: u16,
+    pub flow: u32,
+    length: u16,
     pub next: u8,
-    _hops: u8,
+    pub hops: u8,
     source: [u32; 4],
     destination: [u32; 4],
 }
@@ -161,57 +177,67 @@ struct Udp {
 }
 
 impl Packet {
-    /// Reads the packet whose IP header begins at `L3` bytes; `None` if it is not for us to touch.
+    /// Reads the packet whose IP header begins at `l3` bytes; `None` if it is not for us to touch.
+    ///
+    /// It lies in a map, one for each CPU, until the next one is read: there is more room than on the stack, and the
+    /// verifier takes what it reads there for any value, so that it does not follow each kind of packet on every way.
     #[inline(always)]
-    pub fn read<const L3: u32>(ctx: &TcContext) -> Option<Self> {
-        let mut packet = if network_protocol(ctx)? {
-            let header = ipv4_at(ctx, L3)?;
+    pub fn read(ctx: &TcContext, l3: u32) -> Option<&'static Self> {
+        // SAFETY: the pointer is a value of this CPU's, and while a program for packets runs no other does there.
+        let packet = unsafe { &mut *PACKET.get_ptr_mut(0)? };
+        packet.l3 = l3;
+        packet.flags = 0;
+        let (protocol, l4) = if network_protocol(ctx)? {
+            let header = ipv4_at(ctx, l3)?;
             if header.is_fragment() {
                 count(Counter::Fragments);
                 return None;
             }
-            Self {
-                source: Address::v4(header.source),
-                destination: Address::v4(header.destination),
-                source_port: 0,
-                destination_port: 0,
-                protocol: header.protocol,
-                tcp_flags: 0,
-                v4: true,
-                l3: L3,
-                l4: L3 + header.length(),
-            }
+            packet.source = Address::v4(header.source);
+            packet.destination = Address::v4(header.destination);
+            packet.v4 = 1;
+            packet.length = u32::from(u16::from_be(header.total)).wrapping_sub(header.length());
+            (header.protocol, l3 + header.length())
         } else {
-            let header = ipv6_at(ctx, L3)?;
+            let header = ipv6_at(ctx, l3)?;
             if header.next == IPV6_FRAGMENT {
                 count(Counter::Fragments);
             }
-            Self {
-                source: header.source(),
-                destination: header.destination(),
-                source_port: 0,
-                destination_port: 0,
-                protocol: header.next,
-                tcp_flags: 0,
-                v4: false,
-                l3: L3,
-                l4: L3 + 40,
-            }
+            packet.source = header.source();
+            packet.destination = header.destination();
+            packet.v4 = 0;
+            packet.length = u32::from(u16::from_be(header.length));
+            (header.next, l3 + 40)
         };
+        packet.protocol = protocol;
+        packet.l4 = l4;
         // The whole header is read, so that a packet cut short is let alone rather than half rewritten.
-        if packet.protocol == TCP {
-            let header: Tcp = ctx.load(packet.l4 as usize).ok()?;
-            packet.source_port = header.source;
-            packet.destination_port = header.destination;
-            packet.tcp_flags = header.flags;
-        } else if packet.protocol == UDP {
-            let header: Udp = ctx.load(packet.l4 as usize).ok()?;
-            packet.source_port = header.source;
-            packet.destination_port = header.destination;
-        } else {
-            return None;
-        }
+        let at = l4 as usize;
+        (packet.source_port, packet.destination_port) = match protocol {
+            TCP => {
+                let header: Tcp = ctx.load(at).ok()?;
+                packet.flags = header.flags;
+                (header.source, header.destination)
+            }
+            UDP => {
+                let header: Udp = ctx.load(at).ok()?;
+                (header.source, header.destination)
+            }
+            SCTP => {
+                let header: sctp::Header = ctx.load(at).ok()?;
+                packet.flags = sctp::flags(header.chunk);
+                (header.source, header.destination)
+            }
+            _ => return None,
+        };
         Some(packet)
+    }
+
+    /// The one that was read last on this CPU.
+    #[inline(always)]
+    pub fn last() -> Option<&'static Self> {
+        // SAFETY: as in `read`; any bytes are a packet.
+        PACKET.get_ptr(0).map(|packet| unsafe { &*packet })
     }
 
     /// Its key in `connections_v1`; `direction` is one of [`sluice_ebpf_types::direction`].
@@ -228,23 +254,23 @@ impl Packet {
         }
     }
 
-    /// Whether it opens a connection: a SYN alone, or any datagram.
+    /// Whether it opens a connection: a SYN or INIT alone, or any datagram.
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        self.protocol == UDP || self.tcp_flags & (SYN | ACK | RST | FIN) == SYN
+        self.protocol == UDP || self.flags & (SYN | ACK | RST | FIN) == SYN
     }
 
     /// Writes another source address and port.
     #[inline(always)]
     pub fn set_source(&self, ctx: &TcContext, address: &Address, port: u16) -> Result<(), i64> {
-        let at = if self.v4 { 12 } else { 8 };
+        let at = if self.v4 != 0 { 12 } else { 8 };
         self.rewrite(ctx, (&self.source, self.source_port), (address, port), at, 0)
     }
 
     /// Writes another destination address and port.
     #[inline(always)]
     pub fn set_destination(&self, ctx: &TcContext, address: &Address, port: u16) -> Result<(), i64> {
-        let at = if self.v4 { 16 } else { 24 };
+        let at = if self.v4 != 0 { 16 } else { 24 };
         self.rewrite(
             ctx,
             (&self.destination, self.destination_port),
@@ -264,29 +290,33 @@ impl Packet {
         address_at: u32,
         port_at: u32,
     ) -> Result<(), i64> {
-        // A UDP checksum of 0 means none, and stays so; one that comes out as 0 is written as 0xffff.
-        let (checksum, flags) = if self.protocol == UDP {
-            (self.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0))
-        } else {
-            (self.l4 + 16, 0)
-        };
-        let pseudo = flags | u64::from(BPF_F_PSEUDO_HDR);
         let address_at = (self.l3 + address_at) as usize;
-        if self.v4 {
-            let (from, to) = (u64::from(old.words[3]), u64::from(new.words[3]));
-            ctx.l4_csum_replace(checksum as usize, from, to, pseudo | 4)?;
+        let (from, to) = (u64::from(old.words[3]), u64::from(new.words[3]));
+        if self.protocol == SCTP {
+            // Its checksum has no part of the addresses, and each port its half of the first four bytes.
+            let changed = u32::from(old_port ^ new_port) << (port_at * 8);
+            sctp::replace_checksum(ctx, self.l4 as usize + 8, changed, self.length)?;
+        } else {
+            // A UDP checksum of 0 means none, and stays so; one that comes out as 0 is written as 0xffff.
+            let (checksum, flags) = if self.protocol == UDP {
+                (self.l4 as usize + 6, u64::from(BPF_F_MARK_MANGLED_0))
+            } else {
+                (self.l4 as usize + 16, 0)
+            };
+            let pseudo = flags | u64::from(BPF_F_PSEUDO_HDR);
+            if self.v4 != 0 {
+                ctx.l4_csum_replace(checksum, from, to, pseudo | 4)?;
+            } else {
+                ctx.l4_csum_replace(checksum, 0, difference(old, new)?, pseudo)?;
+            }
+            ctx.l4_csum_replace(checksum, u64::from(old_port), u64::from(new_port), flags | 2)?;
+        }
+        if self.v4 != 0 {
             ctx.l3_csum_replace(self.l3 as usize + 10, from, to, 4)?;
             ctx.store(address_at, &new.words[3], 0)?;
         } else {
-            ctx.l4_csum_replace(checksum as usize, 0, difference(old, new)?, pseudo)?;
             ctx.store(address_at, &new.words, 0)?;
         }
-        ctx.l4_csum_replace(
-            checksum as usize,
-            u64::from(old_port),
-            u64::from(new_port),
-            flags | 2,
-        )?;
         ctx.store((self.l4 + port_at) as usize, &new_port, 0)
     }
 }

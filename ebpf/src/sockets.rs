@@ -101,13 +101,27 @@ fn refuse() -> i32 {
 fn frontend(ctx: *mut bpf_sock_addr, key: &FrontendKey) -> Option<Frontend> {
     // SAFETY: the map's elements are replaced, never rewritten in place.
     let found = *unsafe { FRONTENDS.get(key) }?;
-    if found.flags & frontend_flag::HOST_NETNS_ONLY != 0 {
+    if found.flags & (frontend_flag::HOST_NETNS_ONLY | frontend_flag::RESTRICTED) != 0 {
         let host = NODE.get(0)?.host_netns_cookie;
         if netns_cookie(ctx) != host {
             return None;
         }
     }
     Some(found)
+}
+
+/// Whether the node itself is not among those who may connect; what is meant for pods never comes as far as here.
+#[inline(always)]
+fn is_forbidden(found: &Frontend) -> bool {
+    let flags = found.flags & (frontend_flag::RESTRICTED | frontend_flag::HOST_ALLOWED);
+    flags == frontend_flag::RESTRICTED
+}
+
+/// What a firewall's drop says to a sender on the same host: `EPERM`, the kernel's own answer to a program's 0.
+#[inline(always)]
+fn forbid() -> i32 {
+    count(Counter::DroppedSource);
+    REFUSE
 }
 
 /// Whether the address belongs to a Service: at a port nobody serves there is nothing behind it.
@@ -171,6 +185,9 @@ fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
             ALLOW
         };
     };
+    if is_forbidden(&found) {
+        return forbid();
+    }
     let Some(backend) = choose(found.socket_service, || Address::netns(netns_cookie(ctx))) else {
         return refuse();
     };
@@ -189,6 +206,9 @@ fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
             ALLOW
         };
     };
+    if is_forbidden(&found) {
+        return forbid();
+    }
     let cookie = cookie(ctx);
     let key = ChoiceKey {
         cookie,

@@ -36,6 +36,7 @@ mod node_file;
 mod node_passes;
 mod reporting;
 mod service_pass;
+mod settling;
 
 /// How long the kernel's notifications are gathered before the kernel is read back.
 const GATHER: Duration = Duration::from_millis(50);
@@ -83,6 +84,9 @@ pub struct Agent {
     probed: watch::Sender<Vec<Target>>,
     masquerade: Option<egress::Masquerade>,
     surroundings: Option<Surroundings>,
+    settling: settling::Settling,
+    /// When the next pod will have settled.
+    settles: Option<tokio::time::Instant>,
     /// Those of host ports among them.
     services: BTreeMap<ServicePortKey, ServicePort>,
     /// The pods with host ports; nothing until they were read.
@@ -155,6 +159,8 @@ impl Agent {
             probed: watch::Sender::new(Vec::new()),
             masquerade: None,
             surroundings: None,
+            settling: settling::Settling::default(),
+            settles: None,
             services: BTreeMap::new(),
             host_ports: None,
             service_failures: BTreeMap::new(),
@@ -178,7 +184,7 @@ impl Agent {
         let mut retry: Option<tokio::time::Instant> = None;
         let mut gathered: Option<tokio::time::Instant> = None;
         loop {
-            let wake = [retry, gathered].into_iter().flatten().min();
+            let wake = [retry, gathered, self.settles].into_iter().flatten().min();
             tokio::select! {
                 event = inputs.events.recv() => {
                     let Some(event) = event else { return };
@@ -214,7 +220,7 @@ impl Agent {
                     continue;
                 }
                 () = sleep_until(wake) => {
-                    if gathered.take().is_some() {
+                    if gathered.take().is_some() || self.settles.take().is_some() {
                         self.dirty.audit = true;
                     }
                 }

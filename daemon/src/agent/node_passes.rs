@@ -108,7 +108,7 @@ impl Agent {
         let Some(mtu) = self
             .outcome
             .as_ref()
-            .filter(|outcome| outcome.pods_behind > 0)
+            .filter(|outcome| outcome.pods_behind() > 0)
             .map(|o| o.pod_mtu)
         else {
             self.found("pod MTU", Vec::new());

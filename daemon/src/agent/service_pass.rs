@@ -25,7 +25,14 @@ impl Agent {
             self.synced = true;
             return true;
         };
-        let surroundings = surroundings(outcome, &self.routes.own, &self.view);
+        let now = tokio::time::Instant::now();
+        let (pods, settles) = self.settling.settled(&outcome.pods, now);
+        self.settles = settles;
+        let surroundings = Surroundings {
+            pods,
+            fast_path: self.config.network.fast_path,
+            ..surroundings(outcome, &self.routes.own, &self.view)
+        };
         if self.surroundings.as_ref() != Some(&surroundings) {
             if let Err(error) = proxy.adjust(&surroundings) {
                 // What was dirty has been taken from the marks: the next sync looks at everything.
@@ -218,5 +225,7 @@ fn surroundings(outcome: &network::Outcome, own: &[IpNetwork], view: &NodeView) 
         devices,
         pod_network_addresses: first(own.iter().map(network::desired::node_pod_address).collect()),
         node_addresses: first(view.addresses.clone()),
+        pod_networks: view.cluster_cidrs.clone(),
+        ..Surroundings::default()
     }
 }

@@ -5,7 +5,7 @@
 //! pod). Never touches anything else of the host.
 //!
 //! [`paths`] decides per remote node, [`desired`] says what the kernel should hold, [`netlink`] reads and writes it,
-//! [`tunnel`] sees to the devices, [`sysctl`] to what the kernel needs switched on.
+//! [`pods`] looks at pods' devices, [`tunnel`] sees to the tunnels, [`sysctl`] to what the kernel needs switched on.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,6 +25,7 @@ pub mod desired;
 pub mod monitor;
 pub mod netlink;
 pub mod paths;
+pub mod pods;
 pub mod sysctl;
 pub mod tunnel;
 pub mod vtep;
@@ -71,8 +72,8 @@ pub struct Outcome {
     pub tunnels: Vec<Device>,
     /// MTU of pod interfaces in bytes.
     pub pod_mtu: u32,
-    /// How many running pods still have another.
-    pub pods_behind: usize,
+    /// The devices of this node's pods, sorted by index.
+    pub pods: Vec<pods::PodDevice>,
     /// How each remote pod CIDR is reached.
     pub paths: BTreeMap<IpNetwork, paths::Path>,
     /// What is wrong, one sentence each.
@@ -81,6 +82,13 @@ pub struct Outcome {
     pub changes: usize,
     /// Number of those that the kernel refused to change: to be tried again.
     pub failed: usize,
+}
+
+impl Outcome {
+    /// How many running pods still have another MTU.
+    pub fn pods_behind(&self) -> usize {
+        self.pods.iter().filter(|pod| pod.mtu != self.pod_mtu).count()
+    }
 }
 
 /// What came of a plan.
@@ -140,7 +148,7 @@ impl Network {
         problems.extend(decided.problems);
         let desired = desired::desired(&decided.paths, &routes.own, &uplink, &tunnels);
         let observed = self.kernel.observe(&tunnels).await?;
-        let applied = self.apply(&desired, &observed).await;
+        let applied = self.apply(&desired, &observed.state).await;
         changes += applied.changes;
         let failed = applied.failed.len();
         problems.extend(applied.failed);
@@ -150,10 +158,10 @@ impl Network {
             0 => uplink.mtu.saturating_sub(overhead),
             configured => configured,
         };
-        let pods = self.kernel.of_kind(InfoKind::Veth, DEVICE_PREFIX).await?;
+        let pods = self.kernel.pods(&observed.neighbours).await?;
         let tunnels = tunnels.into_values().collect();
         Ok(Outcome {
-            pods_behind: pods.iter().filter(|(_, mtu)| *mtu != pod_mtu).count(),
+            pods,
             uplink,
             tunnels,
             pod_mtu,
@@ -240,7 +248,7 @@ impl Network {
     /// What the kernel refused.
     pub async fn remove_all(&self) -> anyhow::Result<bool> {
         let tunnels = tunnel::remove_unwanted(&self.kernel, &[]).await?;
-        let observed = self.kernel.observe(&BTreeMap::new()).await?;
+        let observed = self.kernel.observe(&BTreeMap::new()).await?.state;
         let any = tunnels > 0 || !observed.routes.is_empty();
         for (destination, route) in observed.routes {
             self.kernel.delete_route(destination, &route).await?;

@@ -28,6 +28,17 @@ use crate::state::service_port::Family;
 /// `RTA_METRICS` aside, IPv6 routes differ by metric: this is the one of Sluice's (the kernel's own default).
 const METRIC_V6: u32 = 1024;
 
+/// Permanent neighbours: by the index of the device, and the address.
+pub type Neighbours = BTreeMap<(u32, IpAddr), Mac>;
+
+/// What a look at the kernel brought.
+pub struct Observed {
+    /// What is Sluice's, between nodes.
+    pub state: KernelState,
+    /// The permanent neighbours of all other devices, those of pods among them.
+    pub neighbours: Neighbours,
+}
+
 /// A netlink socket of the route family.
 #[derive(Clone)]
 pub struct Kernel {
@@ -86,16 +97,9 @@ impl Kernel {
     /// The kernel's answer to listing links.
     pub async fn of_kind(&self, kind: InfoKind, prefix: &str) -> anyhow::Result<Vec<(Device, u32)>> {
         let links = self.links().await?;
-        let kind = LinkInfo::Kind(kind);
-        let of_kind = |link: &&LinkMessage| {
-            link.attributes.iter().any(|attribute| {
-                matches!(attribute, LinkAttribute::LinkInfo(infos)
-                    if infos.contains(&kind))
-            })
-        };
         let named = links
             .iter()
-            .filter(of_kind)
+            .filter(|link| is_of_kind(link, &kind))
             .map(|link| (device_of(link), link_mtu(link)));
         Ok(named
             .filter(|(device, _)| device.name.starts_with(prefix))
@@ -115,8 +119,9 @@ impl Kernel {
     ///
     /// # Errors
     /// The kernel's answer to a listing.
-    pub async fn observe(&self, tunnels: &BTreeMap<Family, Device>) -> anyhow::Result<KernelState> {
+    pub async fn observe(&self, tunnels: &BTreeMap<Family, Device>) -> anyhow::Result<Observed> {
         let mut state = KernelState::default();
+        let mut others = Neighbours::new();
         let ours = |index: u32| tunnels.values().any(|tunnel| tunnel.index == index);
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut filter = RouteMessage::default();
@@ -139,12 +144,18 @@ impl Kernel {
                 .try_collect()
                 .await
                 .context("listing neighbours")?;
-            for entry in entries.iter().filter(|entry| ours(entry.header.ifindex)) {
+            for entry in &entries {
                 // What the kernel learns or probes by itself on such a device is not an entry of ours to judge.
                 if entry.header.state == NeighbourState::Permanent
                     && let (Some(mac), Some(address)) = (mac_of(entry), destination_of(entry))
                 {
-                    state.neighbours.insert((entry.header.ifindex, address), mac);
+                    let index = entry.header.ifindex;
+                    let table = if ours(index) {
+                        &mut state.neighbours
+                    } else {
+                        &mut others
+                    };
+                    table.insert((index, address), mac);
                 }
             }
         }
@@ -172,10 +183,13 @@ impl Kernel {
                 state.addresses.insert((message.header.index, network), ());
             }
         }
-        Ok(state)
+        Ok(Observed {
+            state,
+            neighbours: others,
+        })
     }
 
-    async fn links(&self) -> anyhow::Result<Vec<LinkMessage>> {
+    pub(super) async fn links(&self) -> anyhow::Result<Vec<LinkMessage>> {
         let links = self.handle.link().get().execute().try_collect().await;
         links.context("listing network devices")
     }
@@ -501,7 +515,14 @@ pub fn link_name(link: &LinkMessage) -> String {
 }
 
 /// A link's MTU in bytes.
-pub fn link_mtu(link: &LinkMessage) -> u32 {
+pub(super) fn is_of_kind(link: &LinkMessage, wanted: &InfoKind) -> bool {
+    link.attributes.iter().any(|attribute| {
+        matches!(attribute, LinkAttribute::LinkInfo(infos)
+            if infos.iter().any(|info| matches!(info, LinkInfo::Kind(kind) if kind == wanted)))
+    })
+}
+
+pub(super) fn link_mtu(link: &LinkMessage) -> u32 {
     let mtu = |attribute: &LinkAttribute| match attribute {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,

@@ -7,7 +7,10 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnetwork::IpNetwork;
+
 use crate::network::Device;
+use crate::network::pods::PodDevice;
 use crate::state::service_port::{Protocol, ServicePort, ServicePortKey};
 
 /// What of the node a dataplane must know beside the Services.
@@ -21,6 +24,12 @@ pub struct Surroundings {
     /// This node's own addresses, at most one per family: they stand in for a client whose packet leaves the pod
     /// network.
     pub node_addresses: Vec<IpAddr>,
+    /// The devices of this node's pods.
+    pub pods: Vec<PodDevice>,
+    /// The networks all pods are in.
+    pub pod_networks: Vec<IpNetwork>,
+    /// Whether packets from pod to pod may go past the host's stack.
+    pub fast_path: bool,
 }
 
 /// What a sync must look at.

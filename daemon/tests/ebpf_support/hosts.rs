@@ -71,6 +71,7 @@ impl Hosts {
                 devices: vec![device("uplink"), device("tunnel")],
                 pod_network_addresses: addresses(["10.244.1.0", "fd10:1::"]),
                 node_addresses: addresses(["198.51.100.1", "2001:db8:f::1"]),
+                ..Surroundings::default()
             })
             .unwrap();
         proxy

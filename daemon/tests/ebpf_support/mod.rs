@@ -11,6 +11,7 @@ pub mod hosts;
 pub mod icmp;
 pub mod neighbour;
 pub mod packet;
+pub mod pods;
 pub mod server;
 
 use std::collections::BTreeMap;

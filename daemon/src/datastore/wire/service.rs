@@ -133,7 +133,7 @@ impl RawService {
             addresses("spec.clusterIPs", &written).map_err(|(f, r)| at(&f, r))?
         };
         let external_ips = addresses("spec.externalIPs", &spec.external_ips).map_err(|(f, r)| at(&f, r))?;
-        let mut unserved = Vec::new();
+        let unserved = Vec::new();
         let mut load_balancer_ips = Vec::new();
         for (i, ingress) in self.status.load_balancer.ingress.iter().enumerate() {
             if let (Some(ip), true) = (&ingress.ip, ingress.ip_mode.as_deref() != Some("Proxy")) {
@@ -144,13 +144,6 @@ impl RawService {
         let field = "spec.loadBalancerSourceRanges";
         let ranges = networks(field, &spec.load_balancer_source_ranges).map_err(|(f, r)| at(&f, r))?;
         let source_ranges = (!ranges.is_empty()).then_some(ranges);
-        if source_ranges.is_some() && !load_balancer_ips.is_empty() {
-            // Serving them to everyone would be worse than not serving them.
-            load_balancer_ips.clear();
-            unserved
-                .push("its LoadBalancer addresses: loadBalancerSourceRanges is not supported yet".to_owned());
-        }
-
         if served && spec.ports.is_empty() {
             return Err(at(
                 "spec.ports",

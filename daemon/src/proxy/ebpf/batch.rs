@@ -1,4 +1,4 @@
-//! Many entries of a hash map in one call: `BPF_MAP_UPDATE_BATCH` and `BPF_MAP_LOOKUP_BATCH` (kernel 5.6;
+//! Many entries of a map in one call: `BPF_MAP_UPDATE_BATCH` and `BPF_MAP_LOOKUP_BATCH` (kernel 5.6;
 //! kernel/bpf/hashtab.c), which aya does not offer.
 
 use std::io;
@@ -12,6 +12,9 @@ const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 
 /// How many entries one call brings. A bucket must fit: with as many buckets as entries, no hash fills one so far.
 const CHUNK: usize = 4_096;
+
+/// Where a walk is: room for the largest key of a map that is no hash table.
+type Position = [u64; 8];
 
 /// `union bpf_attr` as these commands read it; pointers are to this process's memory.
 #[repr(C)]
@@ -53,12 +56,13 @@ pub(super) fn update<K: Pod, V: Pod>(map: impl AsFd, keys: &[K], values: &[V]) -
 /// # Errors
 /// The kernel's.
 pub(super) fn walk<K: Pod, V: Pod>(map: impl AsFd, mut each: impl FnMut(K, V)) -> io::Result<()> {
+    const { assert!(size_of::<K>() <= size_of::<Position>()) };
     let mut keys: Vec<K> = Vec::with_capacity(CHUNK);
     let mut values: Vec<V> = Vec::with_capacity(CHUNK);
-    // A bucket's number.
-    let mut position: Option<u32> = None;
+    // A bucket's number; of a map that is no hash table, the last key.
+    let mut position: Option<Position> = None;
     loop {
-        let mut next = 0_u32;
+        let mut next = Position::default();
         let mut attributes = Attributes {
             in_batch: position
                 .as_ref()
@@ -70,7 +74,7 @@ pub(super) fn walk<K: Pod, V: Pod>(map: impl AsFd, mut each: impl FnMut(K, V)) -
             ..Attributes::default()
         };
         // SAFETY: both arrays have room for `count` entries of the map's sizes (`K` and `V` are checked against them when
-        // the table is made), and positions of a hash map are 32 bits.
+        // the table is made), and so has a position for 32 bits or a key.
         let result = unsafe { call(BPF_MAP_LOOKUP_BATCH, map.as_fd(), &mut attributes) };
         let ended = match result {
             Ok(()) => false,

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::entries;
@@ -27,19 +27,30 @@ impl Devices {
         Self { pins, ethernet, raw }
     }
 
-    /// Sees to it that the programs run at these devices, and at no other.
+    /// Sees to it that the programs run at these devices, and those for pods at `pods`, and none at any other.
     ///
     /// # Errors
     /// The kernel's; the other devices are seen to all the same.
-    pub fn attach(&self, devices: &[Device]) -> Result<()> {
+    pub fn attach(&self, devices: &[Device], pods: &[&Device], pod: &DevicePrograms) -> Result<()> {
         fs::create_dir_all(&self.pins).with_context(|| format!("creating {}", self.pins.display()))?;
         let mut wanted = BTreeSet::new();
         let mut result = Ok(());
-        for device in devices {
-            let ends = [("in", Hook::TcxIngress), ("out", Hook::TcxEgress)];
-            for (end, hook) in ends {
+        let own = devices.iter().map(|device| (device, self.programs(device)));
+        let pods = pods.iter().map(|device| (*device, Ok(pod)));
+        for (device, programs) in own.chain(pods) {
+            for (end, hook) in [("in", Hook::TcxIngress), ("out", Hook::TcxEgress)] {
                 let pin = pin(&self.pins, end, &device.name);
-                let attached = self.attach_one(device, &pin, hook);
+                let attached = programs
+                    .as_ref()
+                    .map_err(|error| anyhow!("{error:#}"))
+                    .and_then(|programs| {
+                        let program = if hook == Hook::TcxIngress {
+                            &programs.incoming
+                        } else {
+                            &programs.outgoing
+                        };
+                        link::ensure(&pin, program.as_fd(), Target::Device(device.index), hook)
+                    });
                 wanted.insert(pin);
                 result = result.and(attached.with_context(|| format!("device {}", device.name)));
             }
@@ -52,18 +63,12 @@ impl Devices {
         result
     }
 
-    fn attach_one(&self, device: &Device, pin: &Path, hook: Hook) -> Result<()> {
-        let programs = if is_ethernet(&device.name)? {
+    fn programs(&self, device: &Device) -> Result<&DevicePrograms> {
+        Ok(if is_ethernet(&device.name)? {
             &self.ethernet
         } else {
             &self.raw
-        };
-        let program = if hook == Hook::TcxIngress {
-            &programs.incoming
-        } else {
-            &programs.outgoing
-        };
-        link::ensure(pin, program.as_fd(), Target::Device(device.index), hook)
+        })
     }
 }
 

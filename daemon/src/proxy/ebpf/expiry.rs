@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 
 use anyhow::Result;
-use sluice_ebpf_types::{Connection, ConnectionKey, TCP, direction, role, seen};
+use sluice_ebpf_types::{Connection, ConnectionKey, UDP, direction, role, seen};
 
 use super::tables::Tables;
 
@@ -97,7 +97,7 @@ pub(super) fn monotonic() -> u64 {
 /// How long the connection of this `FORWARD` entry may be idle, nanoseconds.
 fn limit(key: &ConnectionKey, entry: &Connection) -> u64 {
     let replied = entry.seen & seen::REPLY != 0;
-    if key.protocol != TCP {
+    if key.protocol == UDP {
         return if replied { UDP_REPLIED } else { UDP_UNREPLIED };
     }
     if seen::closed(entry.seen) {
@@ -179,6 +179,8 @@ fn has_master(tables: &Tables, key: &ConnectionKey, entry: &Connection) -> Resul
 
 #[cfg(test)]
 mod tests {
+    use sluice_ebpf_types::TCP;
+
     use super::*;
 
     /// S13

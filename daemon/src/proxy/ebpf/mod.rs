@@ -16,12 +16,15 @@ mod backend_set;
 mod batch;
 mod connections;
 mod devices;
+mod endpoints;
 mod expiry;
 mod link;
 mod namespaces;
 mod object;
+mod pod_devices;
 mod services;
 mod sock_diag;
+mod sources;
 mod stale_sockets;
 mod tables;
 mod wanted;
@@ -35,11 +38,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use sluice_ebpf_types::{Address, Node};
+use ipnetwork::IpNetwork;
+use sluice_ebpf_types::{Address, Network, Node, POD_NETWORKS, node_flag};
 
 use self::devices::Devices;
+use self::endpoints::Endpoints;
 use self::expiry::Expiry;
 pub use self::namespaces::PodNamespaces;
+use self::pod_devices::PodDevices;
 use self::services::Services;
 use self::stale_sockets::StaleSockets;
 pub use self::tables::Fill;
@@ -68,6 +74,8 @@ pub struct EbpfProxy {
     tables: Tables,
     services: Services,
     devices: Devices,
+    pod_devices: PodDevices,
+    endpoints: Endpoints,
     expiry: Expiry,
     stale_sockets: StaleSockets,
 }
@@ -98,6 +106,8 @@ impl EbpfProxy {
             tables,
             services,
             devices: Devices::new(options.pins.join("devices"), loaded.ethernet, loaded.raw),
+            pod_devices: PodDevices::new(loaded.pod),
+            endpoints: Endpoints::default(),
             expiry: Expiry::default(),
             stale_sockets: StaleSockets::start(&maps, options.pods.clone())?,
         })
@@ -109,6 +119,7 @@ impl EbpfProxy {
     /// What cannot be detached or removed.
     pub fn remove(pins: &Path) -> Result<()> {
         // The ways in first, then what they use.
+        pod_devices::detach_all()?;
         for directory in ["devices", "sockets"] {
             for pin in entries(&pins.join(directory))? {
                 link::remove(&pin)?;
@@ -143,6 +154,15 @@ impl EbpfProxy {
             counters: self.tables.counters()?,
         })
     }
+}
+
+/// The first of them in each place; further ones have no short cuts.
+fn pod_networks(networks: &[IpNetwork]) -> [Network; POD_NETWORKS] {
+    let mut known = [Network::NONE; POD_NETWORKS];
+    for (place, network) in known.iter_mut().zip(networks) {
+        *place = Network::new(network.ip(), network.prefix());
+    }
+    known
 }
 
 fn attach_sockets(options: &Options, programs: &[std::os::fd::OwnedFd]) -> Result<()> {
@@ -196,11 +216,25 @@ impl Proxy for EbpfProxy {
             pod_network_v6: first(&surroundings.pod_network_addresses, false),
             node_v4: first(&surroundings.node_addresses, true),
             node_v6: first(&surroundings.node_addresses, false),
+            pod_networks: pod_networks(&surroundings.pod_networks),
+            flags: if surroundings.fast_path {
+                node_flag::FAST_PATH
+            } else {
+                0
+            },
+            zero: 0,
         };
         if self.tables.node()? != node {
             self.tables.set_node(&node)?;
         }
-        self.devices.attach(&surroundings.devices)
+        self.services.set_node_addresses(&surroundings.node_addresses);
+        // Where they are before what leads to them: nobody is sent to a pod that cannot answer.
+        let (taken, free): (Vec<_>, Vec<_>) = surroundings.pods.iter().partition(|pod| pod.queues.taken);
+        let taken: Vec<_> = taken.iter().map(|pod| &pod.device).collect();
+        self.devices
+            .attach(&surroundings.devices, &taken, self.pod_devices.programs())?;
+        self.pod_devices.attach(&free)?;
+        self.endpoints.follow(&mut self.tables, &surroundings.pods)
     }
 
     fn tend(&mut self) -> Result<()> {
@@ -216,7 +250,10 @@ impl Proxy for EbpfProxy {
     }
 
     fn audit(&mut self) -> Result<usize> {
-        audit::audit(&self.services, &mut self.tables)
+        let mended = audit::audit(&self.services, &mut self.tables)?
+            + self.endpoints.audit(&mut self.tables)?
+            + self.pod_devices.audit()?;
+        Ok(mended)
     }
 
     fn programmed(&self) -> Result<HashMap<ServicePortKey, Programmed>> {

@@ -40,6 +40,8 @@ pub(super) struct Loaded {
     pub ethernet: DevicePrograms,
     /// For devices without link-layer header.
     pub raw: DevicePrograms,
+    /// For the devices of pods.
+    pub pod: DevicePrograms,
 }
 
 /// Loads the object; its maps are pinned in `maps`, and taken from there if they are there already.
@@ -58,20 +60,22 @@ pub(super) fn load(maps: &Path) -> Result<Loaded> {
         .iter()
         .map(|(name, _)| socket_program(&mut ebpf, name))
         .collect::<Result<_>>()?;
-    let ethernet = DevicePrograms {
-        incoming: device_program(&mut ebpf, "device_in")?,
-        outgoing: device_program(&mut ebpf, "device_out")?,
+    let mut both = |incoming, outgoing| -> Result<DevicePrograms> {
+        Ok(DevicePrograms {
+            incoming: device_program(&mut ebpf, incoming)?,
+            outgoing: device_program(&mut ebpf, outgoing)?,
+        })
     };
-    let raw = DevicePrograms {
-        incoming: device_program(&mut ebpf, "raw_device_in")?,
-        outgoing: device_program(&mut ebpf, "raw_device_out")?,
-    };
+    let ethernet = both("device_in", "device_out")?;
+    let raw = both("raw_device_in", "raw_device_out")?;
+    let pod = both("pod_in", "pod_out")?;
     let tables = Tables::take(&mut ebpf)?;
     Ok(Loaded {
         tables,
         sockets,
         ethernet,
         raw,
+        pod,
     })
 }
 

@@ -5,6 +5,7 @@
 //! removed before a sync of everything.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -12,6 +13,7 @@ use sluice_ebpf_types::{Frontend, FrontendKey, UDP};
 
 use super::addresses::Addresses;
 use super::backend_set::{BackendSet, NewSet};
+use super::sources::Sources;
 use super::tables::Tables;
 use super::wanted;
 use crate::proxy::{Dirty, Programmed, SyncReport};
@@ -57,7 +59,10 @@ pub(super) struct Services {
     found: BTreeMap<u32, Entry>,
     holders: HashMap<FrontendKey, Holder>,
     addresses: Addresses,
+    sources: Sources,
     next_id: u32,
+    /// The node's own addresses: whether its own sockets are within a Service's source ranges.
+    node_addresses: Vec<IpAddr>,
     /// What failed, or only did in part; looked at again in every sync.
     retry: BTreeSet<ServicePortKey>,
 }
@@ -100,9 +105,16 @@ impl Services {
             found,
             holders,
             addresses,
+            sources: Sources::read(tables)?,
             next_id,
+            node_addresses: Vec::new(),
             retry: BTreeSet::new(),
         })
+    }
+
+    /// Takes note of the node's own addresses. What changes by that is written at the next sync of everything.
+    pub fn set_node_addresses(&mut self, addresses: &[IpAddr]) {
+        self.node_addresses = addresses.to_vec();
     }
 
     /// Session affinity's time-out in seconds of the set `id`; `None` if it has none, or is not there.
@@ -127,6 +139,11 @@ impl Services {
     /// The ClusterIPs among those.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// Who may connect to those of them that are restricted.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
     }
 
     fn all_entries(&self) -> impl Iterator<Item = &Entry> {
@@ -332,7 +349,10 @@ impl Services {
             .filter(|sibling| desired.contains_key(sibling))
             .and_then(|sibling| self.entries.get(&sibling))
             .map(|sibling| sibling.set.id);
-        let frontends = wanted::frontends(key, port, entry.set.id, cluster);
+        // Before a frontend that is restricted: who is let in must not be kept out for a moment.
+        let ranges = port.source_ranges.as_deref().unwrap_or_default();
+        changed |= self.sources.set(tables, entry.set.id, ranges)?;
+        let frontends = wanted::frontends(key, port, entry.set.id, cluster, &self.node_addresses);
         let mut contested = Vec::new();
         for (frontend, value) in &frontends {
             if entry.frontends.get(frontend) == Some(value) {
@@ -407,6 +427,7 @@ impl Services {
             self.holders.remove(frontend);
             upheaval.udp_lost |= frontend.protocol == UDP;
         }
+        self.sources.set(tables, entry.set.id, &[])?;
         entry.set.remove(tables)
     }
 

@@ -9,13 +9,13 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::{Ebpf, Pod};
 use sluice_ebpf_types::{
     Address, Affinity, AffinityKey, Backend, BackendKey, Choice, ChoiceKey, Connection, ConnectionKey,
-    Counter, Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_FRONTENDS, MAX_REMEMBERED, MemberKey,
-    Node, Peer, PeerKey, Service,
+    Counter, Endpoint, Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_ENDPOINTS, MAX_FRONTENDS,
+    MAX_REMEMBERED, MAX_SOURCES, MemberKey, Node, Peer, PeerKey, Service, SourceKey,
 };
 
 use super::batch;
 
-/// One hash map of the kernel's.
+/// One hash map of the kernel's, or a trie, which is asked the same way.
 pub(super) struct Table<K: Pod, V: Pod> {
     map: HashMap<MapData, K, V>,
     /// The same map, for what is done to many entries at once.
@@ -27,8 +27,10 @@ pub(super) struct Table<K: Pod, V: Pod> {
 impl<K: Pod, V: Pod> Table<K, V> {
     fn take(ebpf: &mut Ebpf, name: &'static str, capacity: u32) -> Result<Self> {
         match take(ebpf, name)? {
-            Map::HashMap(data) | Map::LruHashMap(data) => Self::new(data, name, capacity),
-            _ => bail!("the eBPF object's map {name} is no hash map"),
+            Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data) => {
+                Self::new(data, name, capacity)
+            }
+            _ => bail!("the eBPF object's map {name} is neither hash map nor trie"),
         }
     }
 
@@ -45,7 +47,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
             .as_fd()
             .try_clone_to_owned()
             .with_context(|| format!("map {name}"))?;
-        // What is asked of it is the same for all kinds of hash maps. This checks the sizes of keys and values.
+        // What is asked of it is the same for all of these kinds. This checks the sizes of keys and values.
         let map = HashMap::try_from(Map::HashMap(data)).with_context(|| format!("map {name}"))?;
         Ok(Self {
             map,
@@ -134,6 +136,8 @@ pub(super) struct Tables {
     pub services: Table<u32, Service>,
     pub backends: Table<BackendKey, Backend>,
     pub members: Table<MemberKey, u32>,
+    pub sources: Table<SourceKey, u32>,
+    pub endpoints: Table<Address, Endpoint>,
     pub affinity: Table<AffinityKey, Affinity>,
     pub peers: Table<PeerKey, Peer>,
     pub choices: Table<ChoiceKey, Choice>,
@@ -177,23 +181,25 @@ impl Tables {
             services: Table::take(ebpf, "services_v1", MAX_FRONTENDS)?,
             backends: Table::take(ebpf, "backends_v1", MAX_BACKENDS)?,
             members: Table::take(ebpf, "members_v1", MAX_BACKENDS)?,
+            sources: Table::take(ebpf, "sources_v1", MAX_SOURCES)?,
+            endpoints: Table::take(ebpf, "endpoints_v1", MAX_ENDPOINTS)?,
             affinity: Table::take(ebpf, "affinity_v1", MAX_REMEMBERED)?,
             peers: Table::take(ebpf, "socket_peers_v1", MAX_REMEMBERED)?,
             choices: Table::take(ebpf, "socket_choices_v1", MAX_REMEMBERED)?,
             connections: Table::take(ebpf, "connections_v1", MAX_CONNECTIONS)?,
-            node: Array::try_from(take(ebpf, "node_v1")?).context("map node_v1")?,
-            counters: PerCpuArray::try_from(take(ebpf, "counters_v1")?).context("map counters_v1")?,
+            node: Array::try_from(take(ebpf, "node_v2")?).context("map node_v2")?,
+            counters: PerCpuArray::try_from(take(ebpf, "counters_v2")?).context("map counters_v2")?,
         })
     }
 
     /// Tells the programs about the node.
     pub fn set_node(&mut self, node: &Node) -> Result<()> {
-        self.node.set(0, node, 0).context("writing node_v1")
+        self.node.set(0, node, 0).context("writing node_v2")
     }
 
     /// What the programs are told about the node.
     pub fn node(&self) -> Result<Node> {
-        self.node.get(&0, 0).context("reading node_v1")
+        self.node.get(&0, 0).context("reading node_v2")
     }
 
     /// How full each table is.
@@ -207,6 +213,8 @@ impl Tables {
             self.services.fill()?,
             self.backends.fill()?,
             self.members.fill()?,
+            self.sources.fill()?,
+            self.endpoints.fill()?,
             self.affinity.fill()?,
             self.peers.fill()?,
             self.choices.fill()?,
@@ -222,7 +230,7 @@ impl Tables {
                 let values = self
                     .counters
                     .get(&(*counter as u32), 0)
-                    .context("reading counters_v1")?;
+                    .context("reading counters_v2")?;
                 Ok((*name, values.iter().sum()))
             })
             .collect()

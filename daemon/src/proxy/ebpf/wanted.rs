@@ -1,7 +1,7 @@
 //! What a desired [`ServicePort`] comes to as table entries. Pure.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use sluice_ebpf_types::{Address, Backend, Frontend, FrontendKey, MemberKey, frontend_flag, place};
 
@@ -23,12 +23,13 @@ pub(super) fn socket_address(address: Address, port: u16) -> SocketAddr {
 }
 
 /// The frontends of the set `id`, called `key`. `cluster` is the id of the set with the whole cluster's endpoints for
-/// the same port, if there is one beside this.
+/// the same port, if there is one beside this; `node` are the node's own addresses.
 pub(super) fn frontends(
     key: &ServicePortKey,
     port: &ServicePort,
     id: u32,
     cluster: Option<u32>,
+    node: &[IpAddr],
 ) -> BTreeMap<FrontendKey, Frontend> {
     port.frontends
         .iter()
@@ -45,6 +46,15 @@ pub(super) fn frontends(
                 }
                 if !matches!(frontend.kind, FrontendKind::NodePort | FrontendKind::HostPort) {
                     flags |= frontend_flag::FOREIGN;
+                }
+            }
+            if let (FrontendKind::LoadBalancer, Some(ranges)) = (frontend.kind, &port.source_ranges) {
+                flags |= frontend_flag::RESTRICTED;
+                if node
+                    .iter()
+                    .any(|address| ranges.iter().any(|range| range.contains(*address)))
+                {
+                    flags |= frontend_flag::HOST_ALLOWED;
                 }
             }
             // The node and its pods reach an outside address by all endpoints, even where outside traffic stays local.
@@ -139,7 +149,7 @@ mod tests {
             ("192.0.2.1:30080", FrontendKind::NodePort),
             ("127.0.0.1:30080", FrontendKind::NodePort),
         ]);
-        let all = frontends(&key(Scope::Local), &port, 7, Some(3));
+        let all = frontends(&key(Scope::Local), &port, 7, Some(3), &[]);
         let values: Vec<_> = all
             .values()
             .map(|f| (f.service, f.socket_service, f.flags))
@@ -160,7 +170,7 @@ mod tests {
             ("203.0.113.1:80", FrontendKind::LoadBalancer),
             ("203.0.113.2:80", FrontendKind::ExternalIp),
         ]);
-        let all = frontends(&key(Scope::Cluster), &port, 7, None);
+        let all = frontends(&key(Scope::Cluster), &port, 7, None, &[]);
         let expected = frontend_flag::EXTERNAL | frontend_flag::FOREIGN;
         assert!(all.values().all(|frontend| frontend.flags == expected));
     }
@@ -169,7 +179,7 @@ mod tests {
     #[test]
     fn an_internal_local_service_stays_local() {
         let port = port(&[("10.96.0.1:80", FrontendKind::ClusterIp)]);
-        let all = frontends(&key(Scope::Local), &port, 7, Some(3));
+        let all = frontends(&key(Scope::Local), &port, 7, Some(3), &[]);
         assert_eq!(
             all.values().next().unwrap(),
             &Frontend {

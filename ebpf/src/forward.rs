@@ -1,0 +1,234 @@
+//! The fast path: packets from pod to pod go past the host's stack, straight into the pod's namespace on this node, or out
+//! by the device that the routing table names, to the next hop it names.
+//!
+//! Only packets that the stack would forward as they are, and in both directions alike, so that connection tracking sees
+//! all of a connection or nothing. Whatever is out of the ordinary is left to the stack, which has the right answer:
+//! options, a time to live that ends, a packet too large, a source that is not the pod's own, pods behind a queue.
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup as FibLookup,
+    bpf_redir_neigh as NextHop,
+};
+use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::programs::TcContext;
+use sluice_ebpf_types::{Address, Counter, Endpoint, Node, direction, endpoint_flag, node_flag};
+
+use crate::connections::find;
+use crate::counters::count;
+use crate::device::ETHERNET;
+use crate::maps::{ENDPOINTS, NODE};
+use crate::packet::{Packet, ipv4_at, ipv6_at, network_protocol};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+/// Next header that every hop must look at (RFC 8200, section 4.3).
+const HOP_BY_HOP: u8 = 0;
+/// Traffic class and flow label in an IPv6 header's first word (`IPV6_FLOWINFO_MASK`, include/net/ipv6.h).
+const FLOW_INFO: u32 = 0x0fff_ffff_u32.to_be();
+/// Where an IPv4 header's time to live stands with the protocol behind it, and its checksum; bytes.
+const TTL_V4: usize = ETHERNET as usize + 8;
+const CHECKSUM_V4: usize = ETHERNET as usize + 10;
+/// Where an IPv6 header's hop limit stands, bytes.
+const HOPS_V6: usize = ETHERNET as usize + 7;
+
+/// What forwarding goes by.
+struct Hop {
+    source: Address,
+    destination: Address,
+    v4: bool,
+    /// Time to live, or hop limit.
+    ttl: u8,
+    /// What the IP header says follows.
+    protocol: u8,
+    /// Type of service, or the header's first word without its version: what a routing rule may ask for.
+    class: u32,
+}
+
+/// What a pod sends; `None`: the way through translation and the host's stack.
+#[inline(always)]
+pub fn from_pod(ctx: &TcContext) -> Option<i32> {
+    let node = fast_path()?;
+    let hop = Hop::read(ctx)?;
+    let from = endpoint(&hop.source)?;
+    // SAFETY: the kernel hands the program a valid context.
+    let device = unsafe { (&raw const (*ctx.skb.skb).ifindex).read_volatile() };
+    if from.device != device || from.flags & endpoint_flag::QUEUED != 0 {
+        return None;
+    }
+    if let Some(to) = endpoint(&hop.destination) {
+        return hop.deliver(ctx, to);
+    }
+    // The node's own address among the pods' stands in for clients: replies to it are translated.
+    if !in_pod_networks(node, &hop.destination)
+        || hop.destination.is(&node.pod_network_v4)
+        || hop.destination.is(&node.pod_network_v6)
+    {
+        return None;
+    }
+    hop.send_on(ctx, device)
+}
+
+/// What comes from another host; `None`: the way through translation and the host's stack. Pods alone: what others send
+/// may be answered by way of translation or masquerading, which must see both directions.
+#[inline(always)]
+pub fn from_network(ctx: &TcContext) -> Option<i32> {
+    let node = fast_path()?;
+    let hop = Hop::read(ctx)?;
+    let to = endpoint(&hop.destination)?;
+    if !in_pod_networks(node, &hop.source) {
+        return None;
+    }
+    hop.deliver(ctx, to)
+}
+
+/// Remembers that packets of this pod are translated on their way, and packets to it may have to be.
+#[inline(always)]
+pub fn note_translated(pod: &Address) {
+    if let Some(endpoint) = ENDPOINTS.get_ptr_mut(pod) {
+        // SAFETY: the pointer is a value of the map; the field is one word, and only ever set.
+        unsafe { (&raw mut (*endpoint).translated).write_volatile(1) };
+    }
+}
+
+/// Whether the packet, on its way into a pod, goes to one that [`note_translated`] knows.
+#[inline(always)]
+pub fn is_for_translated_pod(ctx: &TcContext) -> bool {
+    let destination = match network_protocol(ctx) {
+        Some(true) => ipv4_at(ctx, ETHERNET).map(|header| Address::v4(header.destination)),
+        Some(false) => ipv6_at(ctx, ETHERNET).map(|header| header.destination()),
+        None => None,
+    };
+    destination
+        .and_then(|address| endpoint(&address))
+        .is_some_and(|endpoint| endpoint.translated != 0)
+}
+
+#[inline(always)]
+fn fast_path() -> Option<&'static Node> {
+    NODE.get(0).filter(|node| node.flags & node_flag::FAST_PATH != 0)
+}
+
+#[inline(always)]
+fn endpoint(address: &Address) -> Option<&'static Endpoint> {
+    // SAFETY: the daemon replaces elements, never rewrites one; of the programs' own word any value will do.
+    unsafe { ENDPOINTS.get(address) }
+}
+
+#[inline(always)]
+fn in_pod_networks(node: &Node, address: &Address) -> bool {
+    let [a, b, c, d] = &node.pod_networks;
+    a.contains(address) || b.contains(address) || c.contains(address) || d.contains(address)
+}
+
+impl Hop {
+    /// Reads the packet; `None` if its header asks for more than to be forwarded.
+    #[inline(always)]
+    fn read(ctx: &TcContext) -> Option<Self> {
+        if network_protocol(ctx)? {
+            let header = ipv4_at(ctx, ETHERNET)?;
+            (header.is_plain() && header.ttl > 1).then_some(Self {
+                source: Address::v4(header.source),
+                destination: Address::v4(header.destination),
+                v4: true,
+                ttl: header.ttl,
+                protocol: header.protocol,
+                class: u32::from(header.tos),
+            })
+        } else {
+            let header = ipv6_at(ctx, ETHERNET)?;
+            (header.next != HOP_BY_HOP && header.hops > 1).then_some(Self {
+                source: header.source(),
+                destination: header.destination(),
+                v4: false,
+                ttl: header.hops,
+                protocol: header.next,
+                class: header.flow & FLOW_INFO,
+            })
+        }
+    }
+
+    /// Into a pod of this node.
+    #[inline(always)]
+    fn deliver(&self, ctx: &TcContext, to: &Endpoint) -> Option<i32> {
+        if to.flags & endpoint_flag::QUEUED != 0 || self.source.is(&self.destination) {
+            return None;
+        }
+        if to.translated != 0 {
+            // What Packet cannot read may be an error about such a packet.
+            let packet = Packet::read(ctx, ETHERNET)?;
+            if find(&packet.key(direction::OUT)).is_some() {
+                return None;
+            }
+        }
+        self.age(ctx).ok()?;
+        ctx.store(0, &to.ethernet, 0).ok()?;
+        count(Counter::FastLocal);
+        // SAFETY: takes numbers; the kernel looks the device up, and drops the packet if it is gone.
+        Some(unsafe { bpf_redirect_peer(to.device, 0) } as i32)
+    }
+
+    /// To another node, as the routing table says; it came in by `device`.
+    #[inline(always)]
+    fn send_on(&self, ctx: &TcContext, device: u32) -> Option<i32> {
+        // SAFETY: all zeroes are a valid value of this struct of numbers.
+        let mut lookup: FibLookup = unsafe { core::mem::zeroed() };
+        lookup.ifindex = device;
+        lookup.l4_protocol = self.protocol;
+        if self.v4 {
+            lookup.family = AF_INET;
+            lookup.__bindgen_anon_2.tos = self.class as u8;
+            lookup.__bindgen_anon_3.ipv4_src = self.source.words[3];
+            lookup.__bindgen_anon_4.ipv4_dst = self.destination.words[3];
+        } else {
+            lookup.family = AF_INET6;
+            lookup.__bindgen_anon_2.flowinfo = self.class;
+            lookup.__bindgen_anon_3.ipv6_src = self.source.words;
+            lookup.__bindgen_anon_4.ipv6_dst = self.destination.words;
+        }
+        // The next hop's Ethernet address is the business of the neighbour table, which also learns that it is in use.
+        // SAFETY: the context is valid and `lookup` is of the size said.
+        let found = unsafe {
+            bpf_fib_lookup(
+                ctx.skb.skb.cast(),
+                &raw mut lookup,
+                size_of::<FibLookup>() as i32,
+                BPF_FIB_LOOKUP_SKIP_NEIGH,
+            )
+        };
+        // No route, none that forwards, or too large for the device.
+        if found != i64::from(BPF_FIB_LKUP_RET_SUCCESS) || lookup.ifindex == device {
+            return None;
+        }
+        // SAFETY: all zeroes are a valid value of this struct of numbers.
+        let mut hop: NextHop = unsafe { core::mem::zeroed() };
+        hop.nh_family = u32::from(lookup.family);
+        // SAFETY: what the lookup left is as the family in it says, an address of one word or of four.
+        unsafe {
+            if lookup.family == AF_INET {
+                hop.__bindgen_anon_1.ipv4_nh = lookup.__bindgen_anon_4.ipv4_dst;
+            } else {
+                hop.__bindgen_anon_1.ipv6_nh = lookup.__bindgen_anon_4.ipv6_dst;
+            }
+        }
+        self.age(ctx).ok()?;
+        count(Counter::FastRemote);
+        // SAFETY: `hop` is of the size said.
+        let sent =
+            unsafe { bpf_redirect_neigh(lookup.ifindex, &raw mut hop, size_of::<NextHop>() as i32, 0) };
+        Some(sent as i32)
+    }
+
+    /// One hop less to go, as a router must see to (RFC 1812, section 5.3.1).
+    #[inline(always)]
+    fn age(&self, ctx: &TcContext) -> Result<(), i64> {
+        let ttl = self.ttl - 1;
+        if self.v4 {
+            // In the order of memory, on the little-endian machines this is for.
+            let word = |ttl: u8| u64::from(ttl) | u64::from(self.protocol) << 8;
+            ctx.l3_csum_replace(CHECKSUM_V4, word(self.ttl), word(ttl), 2)?;
+            ctx.store(TTL_V4, &ttl, 0)
+        } else {
+            ctx.store(HOPS_V6, &ttl, 0)
+        }
+    }
+}

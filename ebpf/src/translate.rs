@@ -1,0 +1,239 @@
+//! Translation of packets, where sockets are out of reach: those of other hosts, and those of pods that no program saw at
+//! their socket.
+//!
+//! Destinations are rewritten where packets come in and sources where they go out, nowhere else: the host's own stack
+//! routes, filters and tracks one plain connection between client and endpoint, with no source its reverse-path filter
+//! would object to. A connection's first packet chooses; the rest follow the connection table.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::programs::TcContext;
+use sluice_ebpf_types::{Backend, Counter, Frontend, direction, frontend_flag, role};
+
+use crate::balance::{admits, choose};
+use crate::connections::{
+    Origin, create, find, frontend_key, note_client, note_reply, refuser, remove, stale, touch,
+};
+use crate::counters::count;
+use crate::forward::note_translated;
+use crate::icmp::IcmpError;
+use crate::maps::{ADDRESSES, FRONTENDS};
+use crate::packet::Packet;
+
+/// Not our business, or done: whoever comes next at this device decides (`TCX_NEXT`).
+pub const NEXT: i32 = TC_ACT_UNSPEC;
+const DROP: i32 = TC_ACT_SHOT as i32;
+/// No verdict on the packet: its connection has been entered. `TC_ACT_OK`, which nothing here ever answers.
+const BEGUN: i32 = 0;
+
+/// What becomes of a connection's first packet.
+enum Verdict {
+    /// It goes to the backend, and counts as this.
+    To(Backend, Counter),
+    /// The host's stack has it.
+    Pass,
+    /// It goes nowhere.
+    Drop(Counter),
+}
+
+#[inline(always)]
+fn done(result: Result<(), i64>) -> i32 {
+    match result {
+        Ok(()) => NEXT,
+        Err(_) => drop_as(Counter::DroppedRewrite),
+    }
+}
+
+#[inline(always)]
+fn drop_as(counter: Counter) -> i32 {
+    count(counter);
+    DROP
+}
+
+/// A packet whose IP header begins at `l3` bytes comes in.
+#[inline(always)]
+pub fn incoming(ctx: &TcContext, l3: u32, origin: Origin) -> i32 {
+    let Some(packet) = Packet::read(ctx, l3) else {
+        return incoming_error(ctx, l3);
+    };
+    let key = packet.key(direction::IN);
+    let mut entry = find(&key);
+    if let Some(known) = &mut entry {
+        if known.role == role::UNSOURCE {
+            touch(known);
+        } else if stale(known, packet) {
+            entry = None;
+        } else {
+            note_client(known, packet);
+        }
+    }
+    if entry.is_none() {
+        let verdict = begin_connection(origin as u32);
+        if verdict != BEGUN {
+            return verdict;
+        }
+        // What was entered may be another CPU's choice.
+        entry = find(&key);
+    }
+    match entry {
+        Some(entry) => done(packet.set_destination(ctx, &entry.address, entry.port)),
+        None => drop_as(Counter::DroppedRewrite),
+    }
+}
+
+/// Enters the connection that a packet begins: [`BEGUN`], or what becomes of the packet.
+///
+/// Under a name of its own it is a global function to the verifier, which looks at it once and not again on each way that
+/// leads here. Such a function takes numbers alone; the packet is the one read last.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn begin_connection(origin: u32) -> i32 {
+    let origin = if origin == Origin::Pod as u32 {
+        Origin::Pod
+    } else {
+        Origin::Network
+    };
+    match Packet::last() {
+        Some(packet) => match begin(packet, origin) {
+            Ok(()) => BEGUN,
+            Err(verdict) => verdict,
+        },
+        None => NEXT,
+    }
+}
+
+#[inline(always)]
+fn begin(packet: &Packet, origin: Origin) -> Result<(), i32> {
+    if let Some(known) = find(&packet.key(direction::IN)) {
+        if !stale(known, packet) {
+            // Entered by another CPU meanwhile.
+            return Ok(());
+        }
+        remove(packet, known);
+    }
+    // In mid-connection without an entry there is no telling where it belongs: the host answers with a reset.
+    if !packet.opens() {
+        return Err(NEXT);
+    }
+    // SAFETY: the map's elements are replaced, never rewritten in place.
+    let (service, verdict) = match unsafe { FRONTENDS.get(&frontend_key(packet)) } {
+        None => (0, unserved(packet, origin)),
+        Some(frontend) => match origin {
+            Origin::Network => (frontend.service, from_network(packet, frontend)),
+            Origin::Pod => (frontend.socket_service, from_pod(packet, frontend)),
+        },
+    };
+    let (backend, counter) = match verdict {
+        Verdict::To(backend, counter) => (backend, counter),
+        Verdict::Pass => return Err(NEXT),
+        Verdict::Drop(counter) => return Err(drop_as(counter)),
+    };
+    if origin == Origin::Pod {
+        note_translated(&packet.source);
+    }
+    create(packet, service, &backend, origin).map_err(drop_as)?;
+    count(counter);
+    Ok(())
+}
+
+/// Another host's first packet for a frontend.
+#[inline(always)]
+fn from_network(packet: &Packet, frontend: &Frontend) -> Verdict {
+    let flags = frontend.flags;
+    if flags & frontend_flag::EXTERNAL == 0 {
+        return Verdict::Pass;
+    }
+    if !admits(frontend, &packet.source) {
+        return Verdict::Drop(Counter::DroppedSource);
+    }
+    if let Some(backend) = choose(frontend.service, || packet.source) {
+        return Verdict::To(backend, Counter::DeviceConnections);
+    }
+    if flags & frontend_flag::DROP_WHEN_EMPTY != 0 {
+        return Verdict::Drop(Counter::DroppedNoLocal);
+    }
+    if flags & frontend_flag::FOREIGN == 0 {
+        // Nothing listens on that port of the node: its own stack answers with a reset, or port unreachable, at once.
+        count(Counter::DeviceRefused);
+        return Verdict::Pass;
+    }
+    match refuser(packet) {
+        Some(backend) => Verdict::To(backend, Counter::DeviceRefused),
+        None => Verdict::Drop(Counter::DroppedNoBackend),
+    }
+}
+
+/// A pod's first packet for a frontend.
+#[inline(always)]
+fn from_pod(packet: &Packet, frontend: &Frontend) -> Verdict {
+    let flags = frontend.flags;
+    if flags & frontend_flag::HOST_NETNS_ONLY != 0 {
+        return Verdict::Pass;
+    }
+    if !admits(frontend, &packet.source) {
+        return Verdict::Drop(Counter::DroppedSource);
+    }
+    if let Some(backend) = choose(frontend.socket_service, || packet.source) {
+        return Verdict::To(backend, Counter::PodConnections);
+    }
+    if flags & (frontend_flag::CLUSTER_IP | frontend_flag::FOREIGN) == 0 {
+        count(Counter::PodRefused);
+        return Verdict::Pass;
+    }
+    match refuser(packet) {
+        Some(backend) => Verdict::To(backend, Counter::PodRefused),
+        None => Verdict::Drop(Counter::DroppedNoBackend),
+    }
+}
+
+/// A first packet for what is no frontend: at a ClusterIP it is a port nobody serves.
+#[inline(always)]
+fn unserved(packet: &Packet, origin: Origin) -> Verdict {
+    if origin == Origin::Network || ADDRESSES.get_ptr(&packet.destination).is_none() {
+        return Verdict::Pass;
+    }
+    match refuser(packet) {
+        Some(backend) => Verdict::To(backend, Counter::PodRefused),
+        None => Verdict::Drop(Counter::DroppedNoBackend),
+    }
+}
+
+/// A packet whose IP header begins at `l3` bytes goes out.
+#[inline(always)]
+pub fn outgoing(ctx: &TcContext, l3: u32) -> i32 {
+    let Some(packet) = Packet::read(ctx, l3) else {
+        return outgoing_error(ctx, l3);
+    };
+    let Some(entry) = find(&packet.key(direction::OUT)) else {
+        return NEXT;
+    };
+    if entry.role == role::UNDEST {
+        note_reply(entry, packet);
+    } else {
+        touch(entry);
+    }
+    done(packet.set_source(ctx, &entry.address, entry.port))
+}
+
+/// An error about a packet that went out under another source than its own: it goes where such a packet's answers go.
+#[inline(always)]
+fn incoming_error(ctx: &TcContext, l3: u32) -> i32 {
+    let Some(error) = IcmpError::read(ctx, l3) else {
+        return NEXT;
+    };
+    match find(&error.key(direction::IN)) {
+        Some(entry) => done(error.set_destination(ctx, &entry.address, entry.port)),
+        None => NEXT,
+    }
+}
+
+/// An error about a packet whose destination was rewritten: it comes from where such a packet's answers come from.
+#[inline(always)]
+fn outgoing_error(ctx: &TcContext, l3: u32) -> i32 {
+    let Some(error) = IcmpError::read(ctx, l3) else {
+        return NEXT;
+    };
+    match find(&error.key(direction::OUT)) {
+        Some(entry) => done(error.set_source(ctx, &entry.address, entry.port)),
+        None => NEXT,
+    }
+}
