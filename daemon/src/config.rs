@@ -142,7 +142,7 @@ pub struct Vxlan {
 }
 
 /// Services.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Proxy {
     /// Which dataplane translates.
@@ -150,6 +150,19 @@ pub struct Proxy {
     /// The networks whose addresses on this node serve NodePorts; empty: the node's own addresses.
     #[serde(deserialize_with = "cidr_list")]
     pub node_port_addresses: Vec<IpNetwork>,
+    /// Whether a ClusterIP answers pings of pods and nodes while it has an endpoint.
+    #[serde(rename = "pingClusterIPs")]
+    pub ping_cluster_ips: bool,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            mode: ProxyMode::default(),
+            node_port_addresses: Vec::new(),
+            ping_cluster_ips: true,
+        }
+    }
 }
 
 /// Which dataplane translates Service addresses.

@@ -193,7 +193,7 @@ fn programs_stay_small() {
             ("sockets/getpeername4", 200),
             ("sockets/getpeername6", 200),
             ("devices/in-uplink", 60_000),
-            ("devices/out-uplink", 15_000),
+            ("devices/out-uplink", 20_000),
         ] {
             let (_, id) = link(&node.options.pins.join(pin));
             let program = aya::programs::loaded_programs()

@@ -75,6 +75,7 @@ fn cluster(node: &Node) -> Cluster {
         pods: vec![a.device.clone(), b.device.clone()],
         pod_networks: vec!["10.244.0.0/16".parse().unwrap(), "fd10:244::/48".parse().unwrap()],
         fast_path: true,
+        ping: true,
     };
     Cluster {
         a,
@@ -324,6 +325,66 @@ fn what_nobody_serves_is_refused_at_the_pods_device() {
                 assert_eq!(refused, [std::io::ErrorKind::ConnectionRefused; 2], "{to}");
             }
         }
+    });
+}
+
+/// S27
+#[test]
+fn a_cluster_ip_answers_pings_while_it_has_an_endpoint() {
+    on_node(|node| {
+        let mut cluster = cluster(node);
+        let mut proxy = cluster.open(node);
+        // The node's own pings leave by the uplink, towards a gateway.
+        ip("route add default via 192.0.2.2");
+        ip("-6 route add default via 2001:db8::2");
+        let ping_here = |arguments: &str| {
+            let output = std::process::Command::new("ping")
+                .args(arguments.split(' '))
+                .output()
+                .unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        for (index, family, address) in [(0, Family::V4, "10.96.0.10"), (1, Family::V6, "fd10:96::10")] {
+            let frontend = SocketAddr::new(address.parse().unwrap(), 80).to_string();
+            let backend = (at(B[index], 8080), Place::ThisNode);
+            let serving = web(
+                family,
+                service(&[(&frontend, FrontendKind::ClusterIp)], &[backend]),
+            );
+            let empty = web(family, service(&[(&frontend, FrontendKind::ClusterIp)], &[]));
+            for size in [0, 56, 1400] {
+                let asked = format!("-c 2 -i 0.2 -W 5 -s {size} {address}");
+                sync(&mut proxy, &serving);
+                for said in [ping(&cluster.a.host, &asked), ping_here(&asked)] {
+                    assert!(said.contains(&format!("bytes from {address}")), "{said}");
+                    assert!(said.contains("2 received"), "{said}");
+                }
+                sync(&mut proxy, &empty);
+                for said in [ping(&cluster.a.host, &asked), ping_here(&asked)] {
+                    assert!(
+                        said.contains("nreachable") && said.contains("+2 errors"),
+                        "{said}"
+                    );
+                }
+            }
+            // A second port with an endpoint is enough.
+            let mut two = empty.clone();
+            let other = SocketAddr::new(address.parse().unwrap(), 53).to_string();
+            let set = service(&[(&other, FrontendKind::ClusterIp)], &[backend]);
+            two.insert(key("dns", Protocol::Udp, family), set);
+            sync(&mut proxy, &two);
+            let asked = format!("-c 1 -W 5 {address}");
+            assert!(ping(&cluster.a.host, &asked).contains("1 received"));
+            drop(proxy);
+            proxy = cluster.open(node);
+            assert!(ping(&cluster.a.host, &asked).contains("1 received"), "adopted");
+            sync(&mut proxy, &Desired::new());
+            assert!(!ping(&cluster.a.host, "-c 1 -W 1 10.96.0.10").contains("1 received"));
+            sync(&mut proxy, &two);
+        }
+        cluster.surroundings.ping = false;
+        proxy.adjust(&cluster.surroundings).unwrap();
+        assert!(!ping(&cluster.a.host, "-c 1 -W 1 fd10:96::10").contains("1 received"));
     });
 }
 

@@ -19,7 +19,7 @@ pub use service::{
 };
 
 /// Most entries of `frontends_v1`, of `services_v1`, and of `addresses_v1`, whose keys are the ClusterIPs ([`Address`]) and
-/// whose values say nothing (`u32`).
+/// whose values say whether there is an endpoint behind any of its ports (`u32`, 0 or 1).
 pub const MAX_FRONTENDS: u32 = 65_536;
 /// Most entries of `backends_v1`, and of `members_v1`.
 pub const MAX_BACKENDS: u32 = 262_144;
@@ -147,6 +147,8 @@ pub const POD_NETWORKS: usize = 4;
 pub mod node_flag {
     /// Packets from pod to pod go past the host's stack.
     pub const FAST_PATH: u32 = 1;
+    /// Pings of a ClusterIP are answered.
+    pub const PING: u32 = 2;
 }
 
 /// Index of a counter in the per-CPU array `counters_v2` of `u64`.
@@ -185,11 +187,15 @@ pub enum Counter {
     FastLocal,
     /// Packets sent straight on to another node.
     FastRemote,
+    /// Pings of a ClusterIP answered.
+    Pings,
+    /// Pings of a ClusterIP without endpoints, told that it is unreachable.
+    PingsRefused,
 }
 
 impl Counter {
     /// All of them, in the order of their index, with the name each has in metrics.
-    pub const ALL: [(Self, &'static str); 16] = [
+    pub const ALL: [(Self, &'static str); 18] = [
         (Self::SocketConnections, "socket_connections"),
         (Self::SocketRefused, "socket_refused"),
         (Self::DeviceConnections, "device_connections"),
@@ -206,6 +212,8 @@ impl Counter {
         (Self::DroppedSource, "dropped_source"),
         (Self::FastLocal, "fast_local"),
         (Self::FastRemote, "fast_remote"),
+        (Self::Pings, "pings"),
+        (Self::PingsRefused, "pings_refused"),
     ];
     /// How many there are.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -248,7 +256,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Node, pod_network_v4) == 8);
     assert!(core::mem::offset_of!(Node, node_v6) == 56);
     assert!(core::mem::offset_of!(Node, pod_networks) == 72);
-    assert!(Counter::FastRemote as u32 + 1 == Counter::COUNT);
+    assert!(Counter::PingsRefused as u32 + 1 == Counter::COUNT);
     assert!(Counter::COUNT <= MAX_COUNTERS);
 };
 

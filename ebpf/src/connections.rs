@@ -140,6 +140,14 @@ fn work() -> Option<&'static mut Work> {
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
 }
 
+/// [`find`], for where the stack has no room for a key.
+#[inline(always)]
+pub fn find_off_stack(key: ConnectionKey) -> Option<&'static mut Connection> {
+    let work = work()?;
+    work.key = key;
+    find(&work.key)
+}
+
 /// Removes the connection whose `FORWARD` entry is `entry`, the packet's own.
 #[inline(always)]
 pub fn remove(packet: &Packet, entry: &Connection) {

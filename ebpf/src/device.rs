@@ -5,10 +5,9 @@ use aya_ebpf::programs::TcContext;
 
 use crate::connections::Origin;
 use crate::forward;
+use crate::packet::ETHERNET;
 use crate::translate::{incoming, outgoing};
 
-/// Length of an Ethernet header, bytes.
-pub const ETHERNET: u32 = 14;
 /// Devices without link-layer header.
 const RAW: u32 = 0;
 

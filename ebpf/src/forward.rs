@@ -15,9 +15,8 @@ use sluice_ebpf_types::{Address, Counter, Endpoint, Node, direction, endpoint_fl
 
 use crate::connections::find;
 use crate::counters::count;
-use crate::device::ETHERNET;
 use crate::maps::{ENDPOINTS, NODE};
-use crate::packet::{Packet, ipv4_at, ipv6_at, network_protocol};
+use crate::packet::{ETHERNET, Packet, ipv4_at, ipv6_at, network_protocol};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;

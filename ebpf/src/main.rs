@@ -14,6 +14,7 @@ mod forward;
 mod icmp;
 mod maps;
 mod packet;
+mod ping;
 mod pod;
 mod sctp;
 mod sockets;

@@ -14,6 +14,9 @@ use sluice_ebpf_types::{Address, ConnectionKey, Counter, SCTP, TCP, UDP};
 use crate::counters::count;
 use crate::sctp;
 
+/// Length of an Ethernet header, bytes.
+pub const ETHERNET: u32 = 14;
+
 /// TCP flags, as in the header's 14th byte.
 pub const FIN: u8 = 1;
 pub const SYN: u8 = 2;

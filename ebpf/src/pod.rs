@@ -4,8 +4,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
 use crate::connections::Origin;
-use crate::device::ETHERNET;
 use crate::forward;
+use crate::packet::ETHERNET;
 use crate::translate::{NEXT, incoming, outgoing};
 
 #[classifier]

@@ -5,19 +5,21 @@
 //! routes, filters and tracks one plain connection between client and endpoint, with no source its reverse-path filter
 //! would object to. A connection's first packet chooses; the rest follow the connection table.
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use sluice_ebpf_types::{Backend, Counter, Frontend, direction, frontend_flag, role};
 
 use crate::balance::{admits, choose};
 use crate::connections::{
-    Origin, create, find, frontend_key, note_client, note_reply, refuser, remove, stale, touch,
+    Origin, create, find, find_off_stack, frontend_key, note_client, note_reply, refuser, remove, stale,
+    touch,
 };
 use crate::counters::count;
 use crate::forward::note_translated;
 use crate::icmp::IcmpError;
 use crate::maps::{ADDRESSES, FRONTENDS};
-use crate::packet::Packet;
+use crate::packet::{ETHERNET, Packet};
+use crate::ping::{self, Sender};
 
 /// Not our business, or done: whoever comes next at this device decides (`TCX_NEXT`).
 pub const NEXT: i32 = TC_ACT_UNSPEC;
@@ -53,7 +55,12 @@ fn drop_as(counter: Counter) -> i32 {
 #[inline(always)]
 pub fn incoming(ctx: &TcContext, l3: u32, origin: Origin) -> i32 {
     let Some(packet) = Packet::read(ctx, l3) else {
-        return incoming_error(ctx, l3);
+        if origin == Origin::Pod
+            && let Some(verdict) = ping::answer(ctx, Sender::Beyond)
+        {
+            return verdict;
+        }
+        return pass_error(ctx.skb.skb, l3, u32::from(direction::IN));
     };
     let key = packet.key(direction::IN);
     let mut entry = find(&key);
@@ -201,7 +208,13 @@ fn unserved(packet: &Packet, origin: Origin) -> Verdict {
 #[inline(always)]
 pub fn outgoing(ctx: &TcContext, l3: u32) -> i32 {
     let Some(packet) = Packet::read(ctx, l3) else {
-        return outgoing_error(ctx, l3);
+        // Without an Ethernet header there is nothing to turn round.
+        if l3 == ETHERNET
+            && let Some(verdict) = ping::answer(ctx, Sender::Here)
+        {
+            return verdict;
+        }
+        return pass_error(ctx.skb.skb, l3, u32::from(direction::OUT));
     };
     let Some(entry) = find(&packet.key(direction::OUT)) else {
         return NEXT;
@@ -214,26 +227,23 @@ pub fn outgoing(ctx: &TcContext, l3: u32) -> i32 {
     done(packet.set_source(ctx, &entry.address, entry.port))
 }
 
-/// An error about a packet that went out under another source than its own: it goes where such a packet's answers go.
-#[inline(always)]
-fn incoming_error(ctx: &TcContext, l3: u32) -> i32 {
-    let Some(error) = IcmpError::read(ctx, l3) else {
+/// What is no TCP, UDP or SCTP packet, on its way in or out, may be an error about one.
+///
+/// In: about a packet that went out under another source than its own; it goes where such a packet's answers go. Out: about
+/// a packet whose destination was rewritten; it comes from where such a packet's answers come from.
+///
+/// A global function to the verifier, like [`begin_connection`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn pass_error(skb: *mut __sk_buff, l3: u32, way: u32) -> i32 {
+    let ctx = TcContext::new(skb);
+    let Some(error) = IcmpError::read(&ctx, l3) else {
         return NEXT;
     };
-    match find(&error.key(direction::IN)) {
-        Some(entry) => done(error.set_destination(ctx, &entry.address, entry.port)),
-        None => NEXT,
-    }
-}
-
-/// An error about a packet whose destination was rewritten: it comes from where such a packet's answers come from.
-#[inline(always)]
-fn outgoing_error(ctx: &TcContext, l3: u32) -> i32 {
-    let Some(error) = IcmpError::read(ctx, l3) else {
-        return NEXT;
-    };
-    match find(&error.key(direction::OUT)) {
-        Some(entry) => done(error.set_source(ctx, &entry.address, entry.port)),
+    let way = way as u8;
+    match find_off_stack(error.key(way)) {
+        Some(entry) if way == direction::IN => done(error.set_destination(&ctx, &entry.address, entry.port)),
+        Some(entry) => done(error.set_source(&ctx, &entry.address, entry.port)),
         None => NEXT,
     }
 }

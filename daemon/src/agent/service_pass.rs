@@ -31,6 +31,7 @@ impl Agent {
         let surroundings = Surroundings {
             pods,
             fast_path: self.config.network.fast_path,
+            ping: self.config.proxy.ping_cluster_ips,
             ..surroundings(outcome, &self.routes.own, &self.view)
         };
         if self.surroundings.as_ref() != Some(&surroundings) {

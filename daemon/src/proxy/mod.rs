@@ -30,6 +30,8 @@ pub struct Surroundings {
     pub pod_networks: Vec<IpNetwork>,
     /// Whether packets from pod to pod may go past the host's stack.
     pub fast_path: bool,
+    /// Whether a ClusterIP answers pings while it has an endpoint.
+    pub ping: bool,
 }
 
 /// What a sync must look at.

@@ -1,6 +1,7 @@
-//! The ClusterIPs, whatever their ports: a connection to one at a port nobody serves is refused, not sent astray.
+//! The ClusterIPs, whatever their ports: a connection to one at a port nobody serves is refused, not sent astray, and a ping is
+//! answered while there is an endpoint behind any of its ports.
 //!
-//! Owns `addresses_v1`, which follows from the frontends alone.
+//! Owns `addresses_v1`, which follows from the frontends and their sets alone.
 
 use std::collections::HashMap;
 
@@ -10,26 +11,34 @@ use sluice_ebpf_types::{Address, Frontend, FrontendKey, frontend_flag};
 use super::audit::mend;
 use super::tables::Tables;
 
-/// Each address with the number of frontends that have it.
+/// The frontends of each address: port, protocol, and whether there is an endpoint behind it.
 #[derive(Default)]
-pub(super) struct Addresses(HashMap<Address, u32>);
+pub(super) struct Addresses(HashMap<Address, Vec<(u16, u8, bool)>>);
 
-fn counts(frontend: Option<&Frontend>) -> bool {
-    frontend.is_some_and(|frontend| frontend.flags & frontend_flag::CLUSTER_IP != 0)
+/// Whether the frontend's address is a ClusterIP.
+pub(super) fn is_cluster_ip(frontend: &Frontend) -> bool {
+    frontend.flags & frontend_flag::CLUSTER_IP != 0
+}
+
+fn value(frontends: &[(u16, u8, bool)]) -> u32 {
+    u32::from(frontends.iter().any(|(_, _, serves)| *serves))
 }
 
 impl Addresses {
-    /// The addresses of these frontends; the kernel's table is made to say the same.
+    /// The addresses of these frontends, each with whether it has an endpoint; the kernel's table is made to say the same.
     ///
     /// # Errors
     /// The kernel's.
     pub fn read<'a>(
         tables: &mut Tables,
-        frontends: impl Iterator<Item = (&'a FrontendKey, &'a Frontend)>,
+        frontends: impl Iterator<Item = (&'a FrontendKey, &'a Frontend, bool)>,
     ) -> Result<Self> {
         let mut addresses = Self::default();
-        for (key, _) in frontends.filter(|(_, frontend)| counts(Some(frontend))) {
-            *addresses.0.entry(key.address).or_default() += 1;
+        for (key, frontend, serves) in frontends {
+            if is_cluster_ip(frontend) {
+                let own = addresses.0.entry(key.address).or_default();
+                own.push((key.port, key.protocol, serves));
+            }
         }
         mend(&mut tables.addresses, addresses.iter())?;
         Ok(addresses)
@@ -37,37 +46,46 @@ impl Addresses {
 
     /// What the kernel's table is to hold.
     pub fn iter(&self) -> impl Iterator<Item = (Address, u32)> + '_ {
-        self.0.keys().map(|address| (*address, 0))
+        self.0.iter().map(|(address, own)| (*address, value(own)))
     }
 
-    /// Follows one frontend from `former` to `now`.
+    /// Takes note of a ClusterIP's frontend: whether there is an endpoint behind it.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn follow(
-        &mut self,
-        tables: &mut Tables,
-        key: &FrontendKey,
-        former: Option<&Frontend>,
-        now: Option<&Frontend>,
-    ) -> Result<()> {
-        match (counts(former), counts(now)) {
-            (false, true) => {
-                let count = self.0.entry(key.address).or_default();
-                *count += 1;
-                if *count == 1 {
-                    tables.addresses.set(&key.address, &0)?;
-                }
-            }
-            (true, false) => {
-                let count = self.0.entry(key.address).or_default();
-                *count = count.saturating_sub(1);
-                if *count == 0 {
-                    self.0.remove(&key.address);
-                    tables.addresses.remove(&key.address)?;
-                }
-            }
-            _ => {}
+    pub fn set(&mut self, tables: &mut Tables, key: &FrontendKey, serves: bool) -> Result<()> {
+        let own = self.0.entry(key.address).or_default();
+        let before = (!own.is_empty()).then(|| value(own));
+        match own
+            .iter_mut()
+            .find(|(port, protocol, _)| (*port, *protocol) == (key.port, key.protocol))
+        {
+            Some(known) => known.2 = serves,
+            None => own.push((key.port, key.protocol, serves)),
+        }
+        let now = value(own);
+        if before != Some(now) {
+            tables.addresses.set(&key.address, &now)?;
+        }
+        Ok(())
+    }
+
+    /// Takes note that a frontend is none of a ClusterIP's any more; nothing happens if it never was.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn remove(&mut self, tables: &mut Tables, key: &FrontendKey) -> Result<()> {
+        let Some(own) = self.0.get_mut(&key.address) else {
+            return Ok(());
+        };
+        let before = value(own);
+        own.retain(|(port, protocol, _)| (*port, *protocol) != (key.port, key.protocol));
+        if own.is_empty() {
+            self.0.remove(&key.address);
+            tables.addresses.remove(&key.address)?;
+        } else if value(own) != before {
+            let now = value(own);
+            tables.addresses.set(&key.address, &now)?;
         }
         Ok(())
     }

@@ -221,7 +221,7 @@ impl Proxy for EbpfProxy {
                 node_flag::FAST_PATH
             } else {
                 0
-            },
+            } | if surroundings.ping { node_flag::PING } else { 0 },
             zero: 0,
         };
         if self.tables.node()? != node {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use sluice_ebpf_types::{Frontend, FrontendKey, UDP};
 
-use super::addresses::Addresses;
+use super::addresses::{Addresses, is_cluster_ip};
 use super::backend_set::{BackendSet, NewSet};
 use super::sources::Sources;
 use super::tables::Tables;
@@ -98,7 +98,12 @@ impl Services {
                 }
             }
         }
-        let addresses = Addresses::read(tables, found.values().flat_map(|entry| &entry.frontends))?;
+        let led = found.values().flat_map(|entry| {
+            let serves = !entry.set.backends().is_empty();
+            let frontends = entry.frontends.iter();
+            frontends.map(move |(key, value)| (key, value, serves))
+        });
+        let addresses = Addresses::read(tables, led)?;
         let next_id = found.keys().next_back().map_or(1, |id| id.wrapping_add(1));
         Ok(Self {
             entries: BTreeMap::new(),
@@ -379,8 +384,13 @@ impl Services {
             };
             let taken = other.and_then(|other| other.frontends.remove(frontend));
             let former = entry.frontends.insert(*frontend, *value).or(taken);
-            self.addresses
-                .follow(tables, frontend, former.as_ref(), Some(value))?;
+            if former.is_some_and(|former| is_cluster_ip(&former)) && !is_cluster_ip(value) {
+                self.addresses.remove(tables, frontend)?;
+            }
+        }
+        let serves = !entry.set.backends().is_empty();
+        for (frontend, _) in entry.frontends.iter().filter(|(_, value)| is_cluster_ip(value)) {
+            self.addresses.set(tables, frontend, serves)?;
         }
         let stale: Vec<_> = entry
             .frontends
@@ -392,7 +402,9 @@ impl Services {
             tables.frontends.remove(&frontend)?;
             let former = entry.frontends.remove(&frontend);
             self.holders.remove(&frontend);
-            self.addresses.follow(tables, &frontend, former.as_ref(), None)?;
+            if former.is_some_and(|former| is_cluster_ip(&former)) {
+                self.addresses.remove(tables, &frontend)?;
+            }
             changed = true;
             upheaval.udp_lost |= udp;
         }
@@ -421,8 +433,8 @@ impl Services {
     fn discard(&mut self, tables: &mut Tables, entry: &Entry, upheaval: &mut Upheaval) -> Result<()> {
         for (frontend, former) in &entry.frontends {
             // After a failure this comes by here again.
-            if tables.frontends.remove(frontend)? {
-                self.addresses.follow(tables, frontend, Some(former), None)?;
+            if tables.frontends.remove(frontend)? && is_cluster_ip(former) {
+                self.addresses.remove(tables, frontend)?;
             }
             self.holders.remove(frontend);
             upheaval.udp_lost |= frontend.protocol == UDP;
