@@ -9,6 +9,7 @@ pub mod config;
 pub mod datastore;
 pub mod egress;
 pub mod forward;
+pub mod health_checks;
 pub mod host;
 pub mod host_ports;
 pub mod install;

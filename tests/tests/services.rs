@@ -130,7 +130,7 @@ fn of_one_family_only(lab: &Lab) {
     }
 }
 
-/// S2 S14
+/// S2 S8 S14
 #[test]
 fn from_outside_by_any_node_and_without_selectors() {
     let (lab, _) = kubia_lab();
@@ -147,6 +147,8 @@ fn from_outside_by_any_node_and_without_selectors() {
             wait_for_answers(&lab.node(&node), loopback, 30123, &NAMES).unwrap();
         }
     }
+
+    health_checks_say_who_has_endpoints(&lab);
 
     let _outside = serve_on_client(&lab).unwrap();
     for file in [
@@ -166,6 +168,36 @@ fn from_outside_by_any_node_and_without_selectors() {
             [serde_json::Value::Null; 0]
         );
     }
+}
+
+/// What a load balancer in front asks each node.
+fn health_checks_say_who_has_endpoints(lab: &Lab) {
+    let policy = "  type: LoadBalancer\n  externalTrafficPolicy: Local\n  healthCheckNodePort: 32123\n";
+    lab.apply_text(&service("checked", "10.96.0.80", "app: kubia", policy))
+        .unwrap();
+    let answer = |node: &str| -> anyhow::Result<String> {
+        let mut said = String::new();
+        for address in addresses(lab, node)? {
+            let url = url(&address, 32123, "");
+            said += &lab
+                .client()
+                .run(&["curl", "-s", "-m", "5", "-w", " %{http_code}\n", &url])?;
+        }
+        Ok(said)
+    };
+    for (node, endpoints, code) in [("node1", 2, 200), ("node2", 2, 200), ("node3", 0, 503)] {
+        wait_until("each node says how many endpoints it has", PATIENCE, || {
+            let said = answer(node)?;
+            let wanted = format!("\"localEndpoints\": {endpoints}");
+            Ok(said.matches(&wanted).count() == 2 && said.matches(&format!(" {code}\n")).count() == 2)
+        })
+        .unwrap();
+    }
+    lab.delete_object("Service", "checked").unwrap();
+    wait_until("nobody listens any more", PATIENCE, || {
+        Ok(answer("node1").is_err())
+    })
+    .unwrap();
 }
 
 /// S10

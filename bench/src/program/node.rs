@@ -78,6 +78,7 @@ fn run<T: Send>(cgroup: &Cgroup, drive: impl FnOnce(&Events, &Path) -> Result<T>
                 kernel,
                 host: mpsc::channel(1).1,
                 probes: mpsc::channel(1).1,
+                health_checks: mpsc::channel(1).1,
                 questions: mpsc::channel(1).1,
             };
             agent.run(inputs).await;

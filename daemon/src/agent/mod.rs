@@ -19,6 +19,7 @@ use crate::admin::socket::Question;
 use crate::config::{Config, ProxyMode};
 use crate::datastore::Event;
 use crate::egress;
+use crate::health_checks;
 use crate::host::watch::Report;
 use crate::host_ports::Snapshot;
 use crate::network::{self, Network};
@@ -27,6 +28,7 @@ use crate::proxy::{Proxy, Surroundings};
 use crate::removals;
 use crate::state::balance::NodeView;
 use crate::state::cluster::{Cluster, Touched};
+use crate::state::health_checks::HealthCheck;
 use crate::state::node_routes::NodeRoutes;
 use crate::state::objects::ObjectName;
 use crate::state::service_port::{ServicePort, ServicePortKey};
@@ -62,6 +64,8 @@ pub struct Inputs {
     pub host: mpsc::Receiver<Report>,
     /// The probes: which ways to other nodes do not carry.
     pub probes: mpsc::Receiver<Vec<String>>,
+    /// The health checks: which ports cannot be listened on.
+    pub health_checks: mpsc::Receiver<Vec<String>>,
     /// Operators.
     pub questions: mpsc::Receiver<Question>,
 }
@@ -92,8 +96,9 @@ pub struct Agent {
     /// The pods with host ports; nothing until they were read.
     host_ports: Option<BTreeMap<Attachment, Record>>,
     service_failures: BTreeMap<ServicePortKey, String>,
-    /// What of a Service is not served, one sentence each.
-    unserved: BTreeMap<ObjectName, Vec<String>>,
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
+    /// What is answered where.
+    health_listeners: watch::Sender<health_checks::Wanted>,
     synced: bool,
     drift_repaired: u64,
     removals: Arc<removals::Counts>,
@@ -164,7 +169,8 @@ impl Agent {
             services: BTreeMap::new(),
             host_ports: None,
             service_failures: BTreeMap::new(),
-            unserved: BTreeMap::new(),
+            health_checks: BTreeMap::new(),
+            health_listeners: watch::Sender::default(),
             synced: false,
             drift_repaired: 0,
             removals,
@@ -175,6 +181,11 @@ impl Agent {
     /// The ways to other nodes that are to be probed, as they change.
     pub fn probed(&self) -> watch::Receiver<Vec<Target>> {
         self.probed.subscribe()
+    }
+
+    /// The health checks that are to be answered, as they change.
+    pub fn health_listeners(&self) -> watch::Receiver<health_checks::Wanted> {
+        self.health_listeners.subscribe()
     }
 
     /// Runs until the datastore ends.
@@ -205,6 +216,10 @@ impl Agent {
                 Some(problems) = inputs.probes.recv() => {
                     self.found("probes", problems);
                     self.tell_plugin();
+                    continue;
+                }
+                Some(problems) = inputs.health_checks.recv() => {
+                    self.found("health check listeners", problems);
                     continue;
                 }
                 Some(question) = inputs.questions.recv() => {

@@ -1,6 +1,6 @@
 //! The pass over Services: touched ones are folded into balanced sets again, and what changed goes to the dataplane.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use super::{Agent, Marks};
 use crate::network;
 use crate::proxy::{Dirty, Surroundings};
 use crate::state::balance::{NodeView, service_ports};
+use crate::state::health_checks::{health_check, listeners};
 use crate::state::host_ports;
 use crate::state::objects::ObjectName;
 use crate::state::service_port::{Family, Protocol, Scope, ServicePort, ServicePortKey};
@@ -65,15 +66,11 @@ impl Agent {
                     tracing::debug!(changed, removed, failed, microseconds, "Services programmed");
                 }
                 self.service_failures.extend(report.failed);
-                let unserved = self.unserved.iter().flat_map(|(name, list)| {
-                    list.iter()
-                        .map(move |what| format!("Service {name}: not served: {what}"))
-                });
                 let failed = self
                     .service_failures
                     .iter()
                     .map(|(key, why)| format!("Service {key}: {why}"));
-                let list = failed.chain(unserved).collect();
+                let list = failed.collect();
                 self.found("proxy", list);
                 true
             }
@@ -98,10 +95,11 @@ impl Agent {
                 .iter()
                 .flat_map(|name| service_ports(&self.cluster, name, &self.view))
                 .collect();
-            self.unserved.clear();
+            self.health_checks.clear();
             for name in names {
-                self.note_unserved(name);
+                self.note_health_check(name);
             }
+            self.tell_health_checks();
             self.refold_host_ports();
             return Dirty::All;
         }
@@ -110,7 +108,7 @@ impl Agent {
         keys.extend(self.service_failures.keys().cloned());
         let mut ports_moved = marks.host_ports;
         for name in &marks.services {
-            self.note_unserved(name.clone());
+            self.note_health_check(name.clone());
             let before: Vec<_> = self
                 .services
                 .range(first_key(name)..)
@@ -136,6 +134,9 @@ impl Agent {
                 }
             }
         }
+        if !marks.services.is_empty() {
+            self.tell_health_checks();
+        }
         // A port that a Service took or gave up may be one of a host port's.
         if ports_moved {
             keys.extend(self.refold_host_ports());
@@ -143,16 +144,30 @@ impl Agent {
         Dirty::Only(keys)
     }
 
-    /// Takes down what of a Service is not served; few have any, so that looking through those is quick.
-    fn note_unserved(&mut self, name: ObjectName) {
-        let service = self.cluster.service(&name);
-        match service
-            .map(|service| service.unserved.clone())
-            .filter(|list| !list.is_empty())
-        {
-            Some(list) => self.unserved.insert(name, list),
-            None => self.unserved.remove(&name),
+    /// Takes down what the Service's health check is to answer; few have one.
+    fn note_health_check(&mut self, name: ObjectName) {
+        match health_check(&self.cluster, &name, &self.view) {
+            Some(check) => self.health_checks.insert(name, check),
+            None => self.health_checks.remove(&name),
         };
+    }
+
+    /// Has the health checks answered as they now are.
+    fn tell_health_checks(&mut self) {
+        // Without a dataplane of ours somebody else answers for it.
+        let none = BTreeMap::new();
+        let checks = if self.proxy.is_some() {
+            &self.health_checks
+        } else {
+            &none
+        };
+        let (wanted, problems) = listeners(checks, &self.view.node_port_addresses);
+        self.health_listeners.send_if_modified(|known| {
+            let changed = *known != wanted;
+            *known = wanted;
+            changed
+        });
+        self.found("health checks", problems);
     }
 
     /// Reads back what the kernel holds of Services; `false` if that failed.

@@ -13,7 +13,7 @@ use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::proxy::Proxy;
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
-use sluice_daemon::{datastore, host, host_ports, install, mounts, network, probe, removals};
+use sluice_daemon::{datastore, health_checks, host, host_ports, install, mounts, network, probe, removals};
 use sluice_ipam::{DEFAULT_REST, Store};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::LevelFilter;
@@ -149,12 +149,14 @@ async fn run(config: Config) -> anyhow::Result<()> {
         agent.probed(),
         problem_sender,
     ));
+    let (refusal_sender, health_checks) = mpsc::channel(1);
+    tokio::spawn(health_checks::run(agent.health_listeners(), refusal_sender));
     let store = datastore::manifests::run(config.datastore.manifests.directory, event_sender);
     let records = host_ports::run(HostPorts::at(HOST_PORTS_DIRECTORY), snapshot_sender);
     tokio::select! {
         ended = records => ended.context("watching the host ports"),
         ended = store => ended.context("watching the manifests"),
-        () = agent.run(Inputs { events, host_ports, kernel, host: reports, probes, questions }) => Ok(()),
+        () = agent.run(Inputs { events, host_ports, kernel, host: reports, probes, health_checks, questions }) => Ok(()),
     }
 }
 

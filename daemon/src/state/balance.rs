@@ -147,6 +147,21 @@ fn frontends(service: &Service, port: &ServicePortSpec, family: Family, view: &N
     all
 }
 
+/// The addresses of a Service port's endpoints on this node that take new connections.
+pub fn local_ready(
+    cluster: &Cluster,
+    service: &Service,
+    port: &ServicePortSpec,
+    family: Family,
+    view: &NodeView,
+) -> Vec<IpAddr> {
+    let candidates = Candidates::find(cluster, service, port, family, view);
+    let here = candidates.ready.into_keys();
+    here.filter(|backend| backend.place == Place::ThisNode)
+        .map(|backend| backend.address.ip())
+        .collect()
+}
+
 /// The endpoints behind one port of a Service in one family, by what they are good for.
 #[derive(Default)]
 struct Candidates {

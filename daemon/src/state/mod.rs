@@ -2,11 +2,12 @@
 //!
 //! [`objects`] are what a datastore tells; [`cluster`] folds them and says which Services a change touches;
 //! [`balance`] turns one Service into the [`service_port`]s the proxy programs, by [`topology`] the near endpoints
-//! before the far, and [`host_ports`] the host ports of this node's pods; [`node_routes`] says which pod CIDRs lie behind
+//! before the far, [`host_ports`] the host ports of this node's pods, and [`health_checks`] what a balancer in front asks; [`node_routes`] says which pod CIDRs lie behind
 //! which node.
 
 pub mod balance;
 pub mod cluster;
+pub mod health_checks;
 pub mod host_ports;
 pub mod node_routes;
 pub mod objects;

@@ -127,8 +127,8 @@ pub struct Service {
     pub external_local: bool,
     /// `spec.trafficDistribution`.
     pub distribution: Option<TrafficDistribution>,
-    /// What of the object is not served, one sentence each, for status and log.
-    pub unserved: Vec<String>,
+    /// `spec.healthCheckNodePort`, where outside traffic stays local.
+    pub health_check_port: Option<u16>,
 }
 
 /// One of a Service's ports.

@@ -41,6 +41,7 @@ struct ServiceSpec {
     internal_traffic_policy: Option<String>,
     external_traffic_policy: Option<String>,
     load_balancer_source_ranges: Vec<String>,
+    health_check_node_port: Option<i64>,
     traffic_distribution: Option<String>,
 }
 
@@ -133,7 +134,6 @@ impl RawService {
             addresses("spec.clusterIPs", &written).map_err(|(f, r)| at(&f, r))?
         };
         let external_ips = addresses("spec.externalIPs", &spec.external_ips).map_err(|(f, r)| at(&f, r))?;
-        let unserved = Vec::new();
         let mut load_balancer_ips = Vec::new();
         for (i, ingress) in self.status.load_balancer.ingress.iter().enumerate() {
             if let (Some(ip), true) = (&ingress.ip, ingress.ip_mode.as_deref() != Some("Proxy")) {
@@ -197,15 +197,23 @@ impl RawService {
                 return Err(at("spec.trafficDistribution", one_of(other, &known)));
             }
         };
+        let external_local = is_local(
+            "spec.externalTrafficPolicy",
+            spec.external_traffic_policy.as_deref(),
+        )?;
+        // Elsewhere the API server does not take one.
+        let health_check_port = match spec.health_check_node_port.filter(|port| *port != 0) {
+            Some(port) if kind == "LoadBalancer" && external_local => {
+                Some(port_number(port).map_err(|reason| at("spec.healthCheckNodePort", reason))?)
+            }
+            _ => None,
+        };
         Ok(Service {
             internal_local: is_local(
                 "spec.internalTrafficPolicy",
                 spec.internal_traffic_policy.as_deref(),
             )?,
-            external_local: is_local(
-                "spec.externalTrafficPolicy",
-                spec.external_traffic_policy.as_deref(),
-            )?,
+            external_local,
             served,
             cluster_ips,
             external_ips,
@@ -215,7 +223,7 @@ impl RawService {
             selector: spec.selector,
             affinity,
             distribution,
-            unserved,
+            health_check_port,
             name,
         })
     }
