@@ -4,9 +4,13 @@
 //! here, nothing of the machine's own is touched, and all that a bench makes ends with its process.
 
 mod bare;
+#[cfg(feature = "dataplane")]
+mod cgroup;
 mod cni;
 mod figures;
 mod namespaces;
+#[cfg(feature = "dataplane")]
+mod path;
 #[cfg(feature = "dataplane")]
 mod program;
 
@@ -40,6 +44,16 @@ enum Bench {
         #[arg(long, value_name = "FOLDER", default_value = "/usr/lib/cni")]
         peers: PathBuf,
     },
+    /// From pod to pod, beside a bare veth and the kernel's own forwarding
+    #[cfg(feature = "dataplane")]
+    Path {
+        /// Short runs, to see that it works
+        #[arg(long)]
+        quick: bool,
+        /// Where the figures go, as path.json
+        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
+        results: PathBuf,
+    },
     /// Services into the kernel: all from nothing, and one endpoint that changes
     #[cfg(feature = "dataplane")]
     Program {
@@ -64,6 +78,8 @@ fn main() -> ExitCode {
             binaries,
             peers,
         } => cni::run(quick, &results, binaries, peers),
+        #[cfg(feature = "dataplane")]
+        Bench::Path { quick, results } => path::run(quick, &results),
         #[cfg(feature = "dataplane")]
         Bench::Program { quick, results } => program::run(quick, &results),
     };

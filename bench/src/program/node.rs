@@ -1,7 +1,6 @@
 //! A node of the bench's own with the daemon's owner task at work on it.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
@@ -15,6 +14,7 @@ use sluice_daemon::{mounts, network};
 use tokio::sync::mpsc;
 
 use super::cluster::{NODE, NODE_ADDRESS};
+use crate::cgroup::Cgroup;
 use crate::namespaces;
 
 /// What the datastore says.
@@ -53,7 +53,7 @@ fn run<T: Send>(cgroup: &Cgroup, drive: impl FnOnce(&Events, &Path) -> Result<T>
         ..Config::default()
     };
     let proxy = EbpfProxy::open(&Options {
-        cgroup: cgroup.0.clone(),
+        cgroup: cgroup.path().to_owned(),
         pins: Options::PINS.into(),
         pods: PodNamespaces::none(),
     })?;
@@ -86,30 +86,6 @@ fn run<T: Send>(cgroup: &Cgroup, drive: impl FnOnce(&Events, &Path) -> Result<T>
         })?;
         driver.join().map_err(|_| anyhow!("the driver panicked"))?
     })
-}
-
-/// A cgroup for the programs to be attached to; nobody is in it.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    fn make() -> Result<Self> {
-        let own = fs::read_to_string("/proc/self/cgroup").context("reading /proc/self/cgroup")?;
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
-        let name = format!("sluice-bench-{}", std::process::id());
-        let path = mounts::cgroup2()?
-            .join(own.context("this process is in no cgroup v2")?)
-            .join(name);
-        fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            eprintln!("sluice-bench: removing {}: {error}", self.0.display());
-        }
-    }
 }
 
 fn ip(arguments: &str) -> Result<()> {
