@@ -17,15 +17,30 @@ const TCP_ESTABLISHED: u64 = 6 * 3600 * SECOND;
 const UDP_UNREPLIED: u64 = 60 * SECOND;
 const UDP_REPLIED: u64 = 180 * SECOND;
 
+/// From this part of its capacity on, the connection table is made to have room again: the kernel, which begins to forget at
+/// two thirds or so, asks only which entries were used of late, not what they are.
+const TOO_FULL: (usize, usize) = (3, 5);
+/// To this part.
+const ROOMY: (usize, usize) = (1, 2);
+/// An established TCP connection is not given up for others before it has been idle for this long, nanoseconds.
+const HELD: u64 = 300 * SECOND;
+
 /// What must be remembered from one run to the next.
 #[derive(Default)]
 pub(super) struct Expiry {
     /// Entries that stood alone at the last run. A connection's entries are made one after the other: alone twice is
     /// alone for good.
     alone: HashSet<ConnectionKey>,
+    /// Connections given up before their time, so that others have room.
+    given_up: u64,
 }
 
 impl Expiry {
+    /// How many connections were given up before their time, so that others had room.
+    pub fn given_up(&self) -> u64 {
+        self.given_up
+    }
+
     /// Drops what has expired. `affinity`: time-out in seconds of each set that has session affinity, by id.
     ///
     /// # Errors
@@ -49,13 +64,17 @@ impl Expiry {
     }
 
     fn expire_connections(&mut self, tables: &mut Tables, now: u64) -> Result<()> {
-        let mut expired = Vec::new();
+        let (mut expired, mut live) = (Vec::new(), Vec::new());
         let mut alone = HashSet::new();
         let mut failure = None;
+        let mut entries = 0;
         tables.connections.walk(|key, value| {
+            entries += 1;
             if value.role == role::FORWARD {
                 if now.saturating_sub(value.last_seen) >= limit(&key, &value) {
                     expired.push((key, value));
+                } else {
+                    live.push((key, value));
                 }
             } else {
                 match has_master(tables, &key, &value) {
@@ -70,9 +89,18 @@ impl Expiry {
         if let Some(error) = failure {
             return Err(error);
         }
-        for (key, value) in expired {
-            for part in parts(&key, &value) {
-                tables.connections.remove(&part)?;
+        for (key, value) in &expired {
+            entries -= remove(tables, key, value)?;
+        }
+        // A connection may have lost some of its entries already: what counts is what is really gone.
+        let mut excess = excess(entries, tables.connections.capacity());
+        if excess > 0 {
+            for (key, value) in dispensable(live, now) {
+                excess = excess.saturating_sub(remove(tables, &key, &value)?);
+                self.given_up += 1;
+                if excess == 0 {
+                    break;
+                }
             }
         }
         for key in self.alone.intersection(&alone) {
@@ -92,6 +120,33 @@ pub(super) fn monotonic() -> u64 {
     // SAFETY: `time` outlives the call. This clock always exists, so it cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
     time.tv_sec.cast_unsigned() * SECOND + time.tv_nsec.cast_unsigned()
+}
+
+/// How many entries must go, of so many in a table of this capacity.
+fn excess(entries: usize, capacity: usize) -> usize {
+    if entries * TOO_FULL.1 <= capacity * TOO_FULL.0 {
+        return 0;
+    }
+    entries - capacity * ROOMY.0 / ROOMY.1
+}
+
+/// The connections that may be given up, in the order to do so: first those that are over, then those nobody answered, then the
+/// rest, of each sort the longest idle first. Given are the `FORWARD` entries.
+fn dispensable(mut live: Vec<(ConnectionKey, Connection)>, now: u64) -> Vec<(ConnectionKey, Connection)> {
+    live.retain(|(key, entry)| {
+        limit(key, entry) != TCP_ESTABLISHED || now.saturating_sub(entry.last_seen) >= HELD
+    });
+    live.sort_by_key(|(key, entry)| (limit(key, entry), entry.last_seen));
+    live
+}
+
+/// Removes a connection, given its `FORWARD` entry; says how many entries of it there were.
+fn remove(tables: &mut Tables, key: &ConnectionKey, forward: &Connection) -> Result<usize> {
+    let mut removed = 0;
+    for part in parts(key, forward) {
+        removed += usize::from(tables.connections.remove(&part)?);
+    }
+    Ok(removed)
 }
 
 /// How long the connection of this `FORWARD` entry may be idle, nanoseconds.
@@ -182,6 +237,40 @@ mod tests {
     use sluice_ebpf_types::TCP;
 
     use super::*;
+
+    /// S23
+    #[test]
+    fn what_is_least_worth_goes_first_and_what_lives_is_kept() {
+        let now = 10_000 * SECOND;
+        let connection = |protocol, port: u16, seen, idle| {
+            let key = ConnectionKey {
+                protocol,
+                source_port: port,
+                ..ConnectionKey::default()
+            };
+            let entry = Connection {
+                seen,
+                last_seen: now - idle * SECOND,
+                role: role::FORWARD,
+                ..Connection::default()
+            };
+            (key, entry)
+        };
+        let live = vec![
+            connection(TCP, 1, seen::REPLY, 1),
+            connection(TCP, 2, seen::REPLY, 400),
+            connection(TCP, 3, 0, 5),
+            connection(TCP, 4, 0, 50),
+            connection(UDP, 5, seen::REPLY, 100),
+            connection(TCP, 6, seen::RESET, 1),
+            connection(TCP, 7, seen::REPLY, 900),
+        ];
+        let gone = dispensable(live, now);
+        let ports: Vec<u16> = gone.iter().map(|(key, _)| key.source_port).collect();
+        assert_eq!(ports, [6, 4, 3, 5, 7, 2], "the first lives and is kept");
+        assert_eq!(excess(60, 100), 0, "not too full yet");
+        assert_eq!(excess(61, 100), 11);
+    }
 
     /// S13
     #[test]

@@ -87,6 +87,8 @@ pub struct Summary {
     pub tables: Vec<Fill>,
     /// Counters with their names, since the maps were made.
     pub counters: Vec<(&'static str, u64)>,
+    /// Connections given up before their time since the daemon started, so that others had room.
+    pub given_up: u64,
 }
 
 impl EbpfProxy {
@@ -152,6 +154,7 @@ impl EbpfProxy {
         Ok(Summary {
             tables: self.tables.fill()?,
             counters: self.tables.counters()?,
+            given_up: self.expiry.given_up(),
         })
     }
 }

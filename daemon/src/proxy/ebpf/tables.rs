@@ -88,6 +88,11 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
+    /// How many entries it can hold.
+    pub fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
     /// Creates or replaces all these entries, in a few calls.
     pub fn set_all(&mut self, entries: &[(K, V)]) -> Result<()> {
         let (keys, values): (Vec<K>, Vec<V>) = entries.iter().copied().unzip();
