@@ -7,7 +7,11 @@ mod bare;
 #[cfg(feature = "dataplane")]
 mod cgroup;
 mod cni;
+#[cfg(feature = "dataplane")]
+mod datastore;
 mod figures;
+#[cfg(feature = "dataplane")]
+mod kernel;
 mod namespaces;
 #[cfg(feature = "dataplane")]
 mod path;
@@ -54,6 +58,16 @@ enum Bench {
         #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
         results: PathBuf,
     },
+    /// A node that takes its state from a real API server: time, memory, and what a change takes
+    #[cfg(feature = "dataplane")]
+    Datastore {
+        /// A small cluster only, to see that it works
+        #[arg(long)]
+        quick: bool,
+        /// Where the figures go, as datastore.json
+        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
+        results: PathBuf,
+    },
     /// Services into the kernel: all from nothing, and one endpoint that changes
     #[cfg(feature = "dataplane")]
     Program {
@@ -80,6 +94,8 @@ fn main() -> ExitCode {
         } => cni::run(quick, &results, binaries, peers),
         #[cfg(feature = "dataplane")]
         Bench::Path { quick, results } => path::run(quick, &results),
+        #[cfg(feature = "dataplane")]
+        Bench::Datastore { quick, results } => datastore::run(quick, &results),
         #[cfg(feature = "dataplane")]
         Bench::Program { quick, results } => program::run(quick, &results),
     };

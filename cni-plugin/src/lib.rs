@@ -26,6 +26,7 @@ pub mod removals;
 pub mod requests;
 pub mod result;
 pub mod shaping;
+pub mod stable_hash;
 pub mod verbs;
 pub mod version;
 pub mod wiring;

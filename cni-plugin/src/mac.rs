@@ -7,6 +7,7 @@ use std::str::FromStr;
 use sluice_ipam::Attachment;
 
 use crate::names::DEVICE_PREFIX;
+use crate::stable_hash::stable_hash;
 
 /// An Ethernet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +36,7 @@ impl Mac {
 
     fn derived(end: &str, attachment: &Attachment) -> Self {
         let [a, b, c, d, e, f, ..] =
-            hash(&[end, attachment.container_id(), attachment.ifname()]).to_be_bytes();
+            stable_hash(&[end, attachment.container_id(), attachment.ifname()]).to_be_bytes();
         // Locally administered, for one station.
         Self([a & 0xfc | 0x02, b, c, d, e, f])
     }
@@ -75,13 +76,13 @@ impl FromStr for Mac {
 
 /// Name of the device at the host's end.
 pub fn host_device(attachment: &Attachment) -> String {
-    let hash = hash(&["name", attachment.container_id(), attachment.ifname()]);
+    let hash = stable_hash(&["name", attachment.container_id(), attachment.ifname()]);
     format!("{DEVICE_PREFIX}{:09x}", hash >> 28)
 }
 
 /// Name of the device that limits what the pod sends.
 pub fn rate_device(attachment: &Attachment) -> String {
-    let hash = hash(&["rate", attachment.container_id(), attachment.ifname()]);
+    let hash = stable_hash(&["rate", attachment.container_id(), attachment.ifname()]);
     // `r` is no digit of a host end's name: the two never meet.
     format!("{DEVICE_PREFIX}r{:08x}", hash >> 32)
 }
@@ -94,20 +95,6 @@ pub fn is_host_device(name: &str) -> bool {
                 .bytes()
                 .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
     })
-}
-
-/// FNV-1a, its bits then mixed so that all of them depend on all of the text. Names on running nodes come from it:
-/// it must never change.
-fn hash(parts: &[&str]) -> u64 {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for part in parts {
-        for byte in part.bytes().chain([0]) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    hash ^ (hash >> 33)
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
-//! Address families, and networks as people write them.
+//! Address families, and networks and servers as people write them.
 
 use std::net::IpAddr;
 
+use http::Uri;
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Address family.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
     V4,
@@ -141,4 +142,44 @@ pub fn parse_cidr(text: &str) -> Result<IpNetwork, String> {
         .parse()
         .map_err(|error| format!("{text:?} is not a CIDR ({error}): {wanted}"))?;
     IpNetwork::new(network.network(), network.prefix()).map_err(|error| format!("{text:?}: {error}"))
+}
+
+/// Servers' `https://` addresses, written as one text with commas between them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServerUrls(Vec<Uri>);
+
+impl std::ops::Deref for ServerUrls {
+    type Target = [Uri];
+
+    fn deref(&self) -> &[Uri] {
+        &self.0
+    }
+}
+
+impl Serialize for ServerUrls {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let written: Vec<_> = self.iter().map(ToString::to_string).collect();
+        serializer.serialize_str(&written.join(","))
+    }
+}
+
+impl<'de> Deserialize<'de> for ServerUrls {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let written = text.split(',').map(str::trim).filter(|server| !server.is_empty());
+        let servers: Result<_, _> = written.map(parse_server).collect();
+        servers.map(Self).map_err(de::Error::custom)
+    }
+}
+
+/// One server's address, without a path.
+fn parse_server(text: &str) -> Result<Uri, String> {
+    let fits = |uri: &Uri| {
+        let bare = uri.path_and_query().is_none_or(|path| path == "/");
+        bare && uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty())
+    };
+    text.parse()
+        .ok()
+        .filter(fits)
+        .ok_or_else(|| format!("{text:?} is not a server; something like https://192.0.2.1:6443 is wanted"))
 }

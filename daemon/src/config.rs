@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize, de};
 
-use crate::address::{Cidrs, Family, cidr_list, network_list};
+use crate::address::{Cidrs, Family, ServerUrls, cidr_list, network_list};
 use crate::yaml;
 
 /// Where the configuration lies unless a flag says otherwise.
@@ -48,8 +48,10 @@ pub struct Config {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Datastore {
-    /// Which of the three.
+    /// Which one.
     pub kind: DatastoreKind,
+    /// For `kind: kubernetes`.
+    pub kubernetes: Kubernetes,
     /// For `kind: manifests`.
     pub manifests: Manifests,
 }
@@ -58,9 +60,33 @@ pub struct Datastore {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum DatastoreKind {
-    /// A folder of Kubernetes YAML.
+    /// The cluster's API servers.
     #[default]
+    Kubernetes,
+    /// A folder of Kubernetes YAML.
     Manifests,
+}
+
+/// The cluster's API servers, and how this node is known to them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kubernetes {
+    /// A file with credentials; empty: those of the pod that the daemon runs in.
+    pub kubeconfig: PathBuf,
+    /// Where API servers are reached without a Service, tried in turn; several with commas between them. Empty: where the
+    /// credentials say.
+    pub api_server: ServerUrls,
+}
+
+impl Kubernetes {
+    /// Where the credentials are from, for people.
+    pub fn credentials(&self) -> String {
+        if self.kubeconfig.as_os_str().is_empty() {
+            "the pod's own credentials".to_owned()
+        } else {
+            self.kubeconfig.display().to_string()
+        }
+    }
 }
 
 /// A folder of Kubernetes YAML.
@@ -174,6 +200,10 @@ pub enum ProxyMode {
     Auto,
     /// At the socket and at the device, in eBPF.
     Ebpf,
+    /// By the kernel's connection tracking, in nftables.
+    Nftables,
+    /// By the kernel's connection tracking, in iptables.
+    Iptables,
     /// None: something else on the node does Services.
     Off,
 }
@@ -417,6 +447,15 @@ impl Config {
         if let Some(value) = variable("SLUICE_MANIFESTS_DIRECTORY") {
             self.datastore.manifests.directory = PathBuf::from(value);
         }
+        if let Some(value) = variable("SLUICE_KUBECONFIG") {
+            self.datastore.kubernetes.kubeconfig = PathBuf::from(value);
+        }
+        override_key(&variable, "SLUICE_DATASTORE_KIND", &mut self.datastore.kind)?;
+        override_key(
+            &variable,
+            "SLUICE_API_SERVER",
+            &mut self.datastore.kubernetes.api_server,
+        )?;
         override_key(&variable, "SLUICE_NETWORK_BACKEND", &mut self.network.backend)?;
         override_key(&variable, "SLUICE_PROXY_MODE", &mut self.proxy.mode)?;
         override_key(&variable, "SLUICE_LOG_LEVEL", &mut self.log.level)?;

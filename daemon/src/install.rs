@@ -9,10 +9,11 @@ use anyhow::Context;
 use sluice_cni::names::{CONFLIST, PLUGIN, PLUGIN_FOLDER};
 
 use crate::config::Config;
+use crate::dataplane;
 use crate::egress;
 use crate::forward;
+use crate::last_known;
 use crate::network::Network;
-use crate::proxy::ebpf::{EbpfProxy, Options};
 
 /// Everything the daemon and the plugin keep for the length of a boot.
 const RUN_FOLDER: &str = "/run/sluice";
@@ -57,7 +58,9 @@ pub async fn cleanup() -> Cleanup {
         "the CNI plugin",
         remove_file(&Path::new(PLUGIN_FOLDER).join(PLUGIN)),
     );
-    cleanup.note("the eBPF programs and maps", remove_pins());
+    for (what, removed) in dataplane::remove_all() {
+        cleanup.note(what, removed);
+    }
     cleanup.note("the nftables table of egress", egress::nftables::remove());
     cleanup.note("the way through the host's FORWARD chain", forward::remove());
     match Network::open(Config::default().network) {
@@ -71,6 +74,7 @@ pub async fn cleanup() -> Cleanup {
         Err(error) => cleanup.note("pod interfaces, tunnels and routes", Err(error)),
     }
     cleanup.note("the files of this boot", remove_tree(Path::new(RUN_FOLDER)));
+    cleanup.note("the state last known", remove_tree(Path::new(last_known::FOLDER)));
     cleanup
 }
 
@@ -107,12 +111,6 @@ fn gone(result: io::Result<()>) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-fn remove_pins() -> anyhow::Result<bool> {
-    let pins = Path::new(Options::PINS);
-    let there = pins.exists();
-    EbpfProxy::remove(pins).map(|()| there)
 }
 
 #[cfg(test)]

@@ -193,3 +193,43 @@ fn no_udp_client_stays_on_an_endpoint_that_went() {
         assert_eq!(ask_udp(&unconnected, frontend).unwrap().0, backends[0]);
     });
 }
+
+/// S13 S19
+#[test]
+fn no_udp_client_stays_with_a_service_that_lost_its_address_to_another() {
+    on_node(|node| {
+        addresses();
+        let (_servers, backends) = servers(Server::udp, ["10.1.0.1:53", "10.1.0.2:53"]);
+        let shared = "203.0.113.1:53";
+        let held_by = |holder: usize| -> Desired {
+            [("a", "10.96.0.1:53"), ("b", "10.96.0.2:53")]
+                .into_iter()
+                .enumerate()
+                .map(|(i, (name, address))| {
+                    let frontends = [(address, CLUSTER_IP), (shared, FrontendKind::ExternalIp)];
+                    let count = if i == holder { 2 } else { 1 };
+                    let set = port(&frontends[..count], &backends[i..=i]);
+                    (key(name, Protocol::Udp, Family::V4), set)
+                })
+                .collect()
+        };
+        let connected = |frontend: &str| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(frontend).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        };
+        let mut proxy = node.open();
+        sync(&mut proxy, &held_by(1));
+        let (doomed, healthy) = (connected(shared), connected("10.96.0.2:53"));
+        sync(&mut proxy, &held_by(0));
+        assert_eq!(
+            doomed.recv(&mut [0; 1]).unwrap_err().kind(),
+            io::ErrorKind::ConnectionAborted
+        );
+        healthy.send(b"?").unwrap();
+        healthy.recv(&mut [0; 64]).unwrap();
+        let anew = UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert_eq!(ask_udp(&anew, shared).unwrap().0, backends[0]);
+    });
+}

@@ -14,7 +14,9 @@ use ebpf_support::{Desired, Node, ip, key, on_node, port, sync};
 use sluice_daemon::network;
 use sluice_daemon::proxy::ebpf::EbpfProxy;
 use sluice_daemon::proxy::{Proxy, Surroundings};
-use sluice_daemon::state::service_port::{Family, FrontendKind, Place, Protocol, Scope, ServicePortKey};
+use sluice_daemon::state::service_port::{
+    Family, FrontendKind, Place, Protocol, Scope, ServicePort, ServicePortKey, WhenEmpty,
+};
 
 const NODE_PORT: FrontendKind = FrontendKind::NodePort;
 
@@ -238,8 +240,11 @@ fn without_endpoints_the_host_refuses_and_a_local_service_drops() {
                 scope: Scope::Local,
                 ..case.key.clone()
             };
-            let empty = Desired::from([(local, port(&[(case.frontend, NODE_PORT)], &[]))]);
-            sync(&mut proxy, &empty);
+            let elsewhere = ServicePort {
+                when_empty: WhenEmpty::Drop,
+                ..port(&[(case.frontend, NODE_PORT)], &[])
+            };
+            sync(&mut proxy, &Desired::from([(local, elsewhere)]));
             assert_eq!(device.packet_in(&case.first), None);
         }
     });
@@ -274,7 +279,7 @@ fn session_affinity_goes_by_the_clients_address() {
 
 /// S22
 #[test]
-fn options_are_carried_and_fragments_let_alone() {
+fn options_are_carried_and_no_fragment_is_misdirected() {
     on_node(|node| {
         let (mut proxy, device) = open(node);
         for case in cases().into_iter().take(2) {
@@ -284,14 +289,20 @@ fn options_are_carried_and_fragments_let_alone() {
                 ..case.first.clone()
             };
             assert_eq!(device.packet_in(&options).unwrap(), options.to(case.backend));
-            // More fragments; the last one; don't fragment, which is none.
-            for fragment in [0x2000, 0x0010] {
-                let packet = Packet {
-                    fragment,
-                    ..case.first.clone()
-                };
-                assert_eq!(device.frame_in(&packet.bytes()).unwrap(), packet.bytes());
-            }
+            // The first of several, without which the rest are nothing; the last one; don't fragment, which is none.
+            let piece = |fragment, of: &Packet| Packet {
+                fragment,
+                ..of.clone()
+            };
+            let first = piece(0x2000, &case.first);
+            assert_eq!(device.frame_in(&first.bytes()), None);
+            let last = piece(0x0010, &case.first);
+            assert_eq!(device.frame_in(&last.bytes()).unwrap(), last.bytes());
+            let elsewhere = Packet {
+                destination: SocketAddr::new(case.first.destination.ip(), 9),
+                ..first.clone()
+            };
+            assert_eq!(device.frame_in(&elsewhere.bytes()).unwrap(), elsewhere.bytes());
             let whole = Packet {
                 fragment: 0x4000,
                 ..case.first.clone()
@@ -299,7 +310,10 @@ fn options_are_carried_and_fragments_let_alone() {
             assert_eq!(device.packet_in(&whole).unwrap(), whole.to(case.backend));
         }
         let summary = proxy.summary().unwrap();
-        assert!(summary.counters.contains(&("fragments", 4)), "{summary:?}");
+        assert!(
+            summary.counters.contains(&("dropped_fragments", 2)),
+            "{summary:?}"
+        );
     });
 }
 
@@ -338,7 +352,7 @@ fn unrelated_packets_pass_untouched() {
             .flat_map(|case| {
                 let mut desired = case.desired(Place::ThisNode);
                 let mut internal = case.key.clone();
-                internal.name = "internal".to_owned();
+                internal.name = "internal".into();
                 let address = if case.first.source.is_ipv4() {
                     "10.96.0.1:80"
                 } else {

@@ -184,8 +184,8 @@ fn programs_stay_small() {
         let mut proxy = node.open();
         adjust(&mut proxy, &["uplink"]);
         for (pin, most) in [
-            ("sockets/connect4", 1500),
-            ("sockets/connect6", 1500),
+            ("sockets/connect4", 1700),
+            ("sockets/connect6", 1700),
             ("sockets/sendmsg4", 2000),
             ("sockets/sendmsg6", 2000),
             ("sockets/recvmsg4", 200),

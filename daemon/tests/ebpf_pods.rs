@@ -66,6 +66,7 @@ fn cluster(node: &Node) -> Cluster {
     ip("route add fd10:244:0:2::/64 via 2001:db8::2");
     let addresses = |all: [&str; 2]| all.map(|address| address.parse().unwrap()).to_vec();
     let surroundings = Surroundings {
+        own_networks: Vec::new(),
         devices: vec![Device {
             index: nix::net::if_::if_nametoindex("uplink").unwrap(),
             name: "uplink".to_owned(),

@@ -221,50 +221,58 @@ fn sets_of_any_size_end_up_as_desired_after_any_change() {
     });
 }
 
-/// S19
+/// S18 S19
 #[test]
-fn the_first_to_hold_an_address_keeps_it_until_it_gives_it_up() {
+fn an_address_changes_hands_in_one_sync_and_over_a_restart_and_no_id_does() {
     on_node(|node| {
         let shared = ("203.0.113.1:80", FrontendKind::ExternalIp);
-        let a = port(&[("10.96.0.1:80", CLUSTER_IP), shared], &backends(0..1));
-        let b = port(&[("10.96.0.2:80", CLUSTER_IP), shared], &backends(1..2));
-        let mut proxy = node.open();
-        let mut desired = Desired::from([(web("b"), b.clone())]);
-        sync(&mut proxy, &desired);
-        desired.insert(web("a"), a);
-        for _ in 0..2 {
-            let report = proxy.sync(&desired, &Dirty::All).unwrap();
-            let [(key, reason)] = report.failed.as_slice() else {
-                panic!("{report:?}")
-            };
-            assert_eq!(*key, web("a"));
-            assert_eq!(reason, "203.0.113.1:80 belongs to default/b/TCP");
-        }
-        let holder = |node: &Node| {
-            kernel(node)
-                .frontends
-                .iter()
-                .find(|(key, _)| key.address == "203.0.113.1".parse::<IpAddr>().unwrap().into())
+        let held_by = |holder: &str| -> Desired {
+            [
+                ("a", "10.96.0.1:80", backends(0..1)),
+                ("b", "10.96.0.2:80", backends(1..2)),
+            ]
+            .map(|(name, address, backends)| {
+                let frontends = [(address, CLUSTER_IP), shared];
+                let count = if name == holder { 2 } else { 1 };
+                (web(name), port(&frontends[..count], &backends))
+            })
+            .into()
+        };
+        let leads_to = |node: &Node, address: &str| {
+            let address: Address = address.parse::<IpAddr>().unwrap().into();
+            let all = kernel(node).frontends;
+            all.iter()
+                .find(|(key, _)| key.address == address)
                 .map(|(_, frontend)| frontend.service)
         };
-        assert_eq!(holder(node), Some(1));
-        assert_eq!(
-            kernel(node).frontends.len(),
-            3,
-            "its other address serves all the same"
-        );
-        // Given up in a sync that names the holder alone: the other has it at once.
-        desired.insert(web("b"), port(&[("10.96.0.2:80", CLUSTER_IP)], &backends(1..2)));
-        let report = proxy
-            .sync(&desired, &Dirty::Only(BTreeSet::from([web("b")])))
-            .unwrap();
-        assert!(report.failed.is_empty(), "{report:?}");
-        assert_eq!(holder(node), Some(2));
-        // Removed altogether, and claimed by the other again, in one sync.
-        desired.insert(web("b"), b);
+        let mut proxy = node.open();
+        sync(&mut proxy, &held_by("b"));
+        let ids = ["10.96.0.1", "10.96.0.2"].map(|address| leads_to(node, address).unwrap());
+        assert_eq!(leads_to(node, "203.0.113.1"), Some(ids[1]));
+
+        let both = Dirty::Only(BTreeSet::from([web("a"), web("b")]));
+        for (holder, id) in [("a", ids[0]), ("b", ids[1]), ("a", ids[0])] {
+            let report = proxy.sync(&held_by(holder), &both).unwrap();
+            assert!(report.changed > 0 && report.failed.is_empty(), "{report:?}");
+            assert_eq!(leads_to(node, "203.0.113.1"), Some(id));
+            assert_eq!(proxy.audit().unwrap(), 0);
+        }
+        // Whose it is changes while no daemon is there: nobody takes up the other's set for it.
+        for (holder, id) in [("b", ids[1]), ("a", ids[0])] {
+            drop(proxy);
+            proxy = node.open();
+            sync(&mut proxy, &held_by(holder));
+            assert_eq!(leads_to(node, "203.0.113.1"), Some(id));
+            assert_eq!(leads_to(node, "10.96.0.1"), Some(ids[0]));
+            assert_eq!(leads_to(node, "10.96.0.2"), Some(ids[1]));
+            assert_eq!(kernel(node).services.len(), 2);
+        }
+        // One goes altogether and the other has its address, in one sync.
+        let mut desired = held_by("b");
         desired.remove(&web("a"));
         sync(&mut proxy, &desired);
-        assert_eq!(holder(node), Some(1));
+        assert_eq!(leads_to(node, "203.0.113.1"), Some(ids[1]));
+        assert_eq!(kernel(node).frontends.len(), 2);
     });
 }
 

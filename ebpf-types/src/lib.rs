@@ -173,8 +173,8 @@ pub enum Counter {
     DroppedNoAddress,
     /// Packets dropped because they could not be rewritten.
     DroppedRewrite,
-    /// Fragments passed on untouched.
-    Fragments,
+    /// First fragments dropped, as a whole packet in their place would have been translated.
+    DroppedFragments,
     /// Service lookups given up because the backends changed twice meanwhile.
     Raced,
     /// First packets of pods sent on to a backend at the pod's device, because their sockets were out of reach.
@@ -205,7 +205,7 @@ impl Counter {
         (Self::DroppedNoPort, "dropped_no_port"),
         (Self::DroppedNoAddress, "dropped_no_address"),
         (Self::DroppedRewrite, "dropped_rewrite"),
-        (Self::Fragments, "fragments"),
+        (Self::DroppedFragments, "dropped_fragments"),
         (Self::Raced, "raced"),
         (Self::PodConnections, "pod_connections"),
         (Self::PodRefused, "pod_refused"),

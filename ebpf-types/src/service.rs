@@ -37,7 +37,7 @@ pub mod frontend_flag {
     pub const HOST_NETNS_ONLY: u32 = 1;
     /// Serves packets that come in at a device as well: NodePorts, external and LoadBalancer addresses.
     pub const EXTERNAL: u32 = 2;
-    /// Packets from outside are dropped, not refused, while there is no backend: local backends alone are wanted, and
+    /// What comes is dropped, not refused, while there is no backend: local ones alone are wanted and others exist, so that
     /// whoever balances in front of the node will try another.
     pub const DROP_WHEN_EMPTY: u32 = 4;
     /// The address need not be the host's own: packets for it, left to the host's stack, would be routed on.

@@ -11,6 +11,7 @@ mod connections;
 mod counters;
 mod device;
 mod forward;
+mod fragment;
 mod icmp;
 mod maps;
 mod packet;
@@ -19,6 +20,7 @@ mod pod;
 mod sctp;
 mod sockets;
 mod translate;
+mod unreachable;
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

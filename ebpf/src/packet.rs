@@ -9,9 +9,8 @@ use aya_ebpf::helpers::generated::bpf_csum_diff;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
-use sluice_ebpf_types::{Address, ConnectionKey, Counter, SCTP, TCP, UDP};
+use sluice_ebpf_types::{Address, ConnectionKey, SCTP, TCP, UDP};
 
-use crate::counters::count;
 use crate::sctp;
 
 /// Length of an Ethernet header, bytes.
@@ -27,7 +26,6 @@ const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 const FRAGMENT: u16 = 0x3fff_u16.to_be();
 const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
-const IPV6_FRAGMENT: u8 = 44;
 
 #[map]
 static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
@@ -193,7 +191,6 @@ impl Packet {
         let (protocol, l4) = if network_protocol(ctx)? {
             let header = ipv4_at(ctx, l3)?;
             if header.is_fragment() {
-                count(Counter::Fragments);
                 return None;
             }
             packet.source = Address::v4(header.source);
@@ -203,9 +200,6 @@ impl Packet {
             (header.protocol, l3 + header.length())
         } else {
             let header = ipv6_at(ctx, l3)?;
-            if header.next == IPV6_FRAGMENT {
-                count(Counter::Fragments);
-            }
             packet.source = header.source();
             packet.destination = header.destination();
             packet.v4 = 0;

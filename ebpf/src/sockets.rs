@@ -124,6 +124,21 @@ fn forbid() -> i32 {
     REFUSE
 }
 
+/// There is no backend. Where the Service has some elsewhere, a pod's packets are dropped at its device, and the node is told
+/// what a firewall's drop tells.
+#[inline(always)]
+fn none_for(ctx: *mut bpf_sock_addr, found: &Frontend) -> i32 {
+    if found.flags & frontend_flag::DROP_WHEN_EMPTY == 0 {
+        return refuse();
+    }
+    let host = NODE.get(0).map_or(0, |node| node.host_netns_cookie);
+    if netns_cookie(ctx) != host {
+        return ALLOW;
+    }
+    count(Counter::DroppedNoLocal);
+    REFUSE
+}
+
 /// Whether the address belongs to a Service: at a port nobody serves there is nothing behind it.
 #[inline(always)]
 fn is_cluster_ip(address: &Address) -> bool {
@@ -189,7 +204,7 @@ fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
         return forbid();
     }
     let Some(backend) = choose(found.socket_service, || Address::netns(netns_cookie(ctx))) else {
-        return refuse();
+        return none_for(ctx, &found);
     };
     redirect::<F>(ctx, cookie(ctx), &named, &backend.address, backend.port);
     count(Counter::SocketConnections);
@@ -227,7 +242,7 @@ fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let Some(Backend { address, port, .. }) =
         choose(found.socket_service, || Address::netns(netns_cookie(ctx)))
     else {
-        return refuse();
+        return none_for(ctx, &found);
     };
     let _ = SOCKET_CHOICES.insert(
         &key,

@@ -7,7 +7,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
-use sluice_ebpf_types::{Backend, Counter, Frontend, direction, frontend_flag, role};
+use sluice_ebpf_types::{Backend, Counter, Frontend, UDP, direction, frontend_flag, role};
 
 use crate::balance::{admits, choose};
 use crate::connections::{
@@ -16,10 +16,12 @@ use crate::connections::{
 };
 use crate::counters::count;
 use crate::forward::note_translated;
+use crate::fragment;
 use crate::icmp::IcmpError;
 use crate::maps::{ADDRESSES, FRONTENDS};
 use crate::packet::{ETHERNET, Packet};
-use crate::ping::{self, Sender};
+use crate::ping;
+use crate::unreachable::{self, Sender, turn_back};
 
 /// Not our business, or done: whoever comes next at this device decides (`TCX_NEXT`).
 pub const NEXT: i32 = TC_ACT_UNSPEC;
@@ -60,7 +62,7 @@ pub fn incoming(ctx: &TcContext, l3: u32, origin: Origin) -> i32 {
         {
             return verdict;
         }
-        return pass_error(ctx.skb.skb, l3, u32::from(direction::IN));
+        return other(ctx, l3, direction::IN);
     };
     let key = packet.key(direction::IN);
     let mut entry = find(&key);
@@ -182,6 +184,9 @@ fn from_pod(packet: &Packet, frontend: &Frontend) -> Verdict {
     if let Some(backend) = choose(frontend.socket_service, || packet.source) {
         return Verdict::To(backend, Counter::PodConnections);
     }
+    if flags & frontend_flag::DROP_WHEN_EMPTY != 0 {
+        return Verdict::Drop(Counter::DroppedNoLocal);
+    }
     if flags & (frontend_flag::CLUSTER_IP | frontend_flag::FOREIGN) == 0 {
         count(Counter::PodRefused);
         return Verdict::Pass;
@@ -214,9 +219,12 @@ pub fn outgoing(ctx: &TcContext, l3: u32) -> i32 {
         {
             return verdict;
         }
-        return pass_error(ctx.skb.skb, l3, u32::from(direction::OUT));
+        return other(ctx, l3, direction::OUT);
     };
     let Some(entry) = find(&packet.key(direction::OUT)) else {
+        if l3 == ETHERNET && packet.protocol == UDP && has_socket(ctx) {
+            return refuse_unserved(ctx.skb.skb);
+        }
         return NEXT;
     };
     if entry.role == role::UNDEST {
@@ -225,6 +233,49 @@ pub fn outgoing(ctx: &TcContext, l3: u32) -> i32 {
         touch(entry);
     }
     done(packet.set_source(ctx, &entry.address, entry.port))
+}
+
+/// Whether a socket of this node sends the packet; what is passed on for others, or wrapped by a tunnel, has none.
+#[inline(always)]
+fn has_socket(ctx: &TcContext) -> bool {
+    // SAFETY: the kernel hands the program a valid context.
+    let socket = unsafe { (&raw const (*ctx.skb.skb).__bindgen_anon_2.sk).read_volatile() };
+    !socket.is_null()
+}
+
+/// A datagram of the node's own to a ClusterIP's port that nobody serves: port unreachable. Its socket was let through, as
+/// many connect one without a word to say, to learn their own address. TCP is refused at the socket.
+///
+/// A global function to the verifier, like [`begin_connection`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn refuse_unserved(skb: *mut __sk_buff) -> i32 {
+    let ctx = TcContext::new(skb);
+    let Some(packet) = Packet::last() else {
+        return NEXT;
+    };
+    if ADDRESSES.get_ptr(&packet.destination).is_none() || FRONTENDS.get_ptr(&frontend_key(packet)).is_some()
+    {
+        return NEXT;
+    }
+    let (from, to) = (packet.destination, packet.source);
+    let made = unreachable::make(&ctx, to.is_v4(), unreachable::PORT, &from, &to);
+    match made.and_then(|()| turn_back(&ctx, Sender::Here as u32)) {
+        Ok(verdict) => {
+            count(Counter::SocketRefused);
+            verdict
+        }
+        Err(_) => drop_as(Counter::DroppedRewrite),
+    }
+}
+
+/// What is no whole TCP, UDP or SCTP packet may be a piece of one, or an error about one.
+#[inline(always)]
+fn other(ctx: &TcContext, l3: u32, way: u8) -> i32 {
+    if fragment::drop_first(ctx, l3, u32::from(way)) {
+        return DROP;
+    }
+    pass_error(ctx.skb.skb, l3, u32::from(way))
 }
 
 /// What is no TCP, UDP or SCTP packet, on its way in or out, may be an error about one.

@@ -6,8 +6,10 @@ pub mod containerd;
 pub mod cri;
 pub mod oci_image;
 pub mod podman;
+pub mod scenario;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -168,6 +170,25 @@ pub fn service_entries(lab: &Lab, node: &str, service: &str) -> Result<Vec<serde
 /// The daemon does not answer.
 pub fn problems(lab: &Lab, node: &str) -> Result<String> {
     Ok(lab.ctl_json(node, &["status"])?["problems"].to_string())
+}
+
+/// Starts a node's daemon again with another `proxy.mode`, and waits until it serves by that.
+///
+/// # Errors
+/// Its configuration does not name the mode `from`, or it does not come up.
+pub fn switch_proxy(lab: &Lab, node: &str, from: &str, to: &str) -> Result<()> {
+    let path = lab.record().member(node)?.init.root("/etc/sluice/config.yaml");
+    let config = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let (old, new) = (format!("mode: {from}"), format!("mode: {to}"));
+    if !config.contains(&old) {
+        bail!("{} has no {old:?}: {config}", path.display());
+    }
+    fs::write(&path, config.replace(&old, &new)).with_context(|| format!("writing {}", path.display()))?;
+    lab.stop_sluiced(node)?;
+    lab.start_sluiced(node)?;
+    wait_until("the other dataplane serves", PATIENCE, || {
+        Ok(lab.ctl_json(node, &["status"])?["proxy"]["mode"] == to)
+    })
 }
 
 /// Puts plugins of the package containernetworking-plugins where a node's runtimes look for them.

@@ -260,7 +260,7 @@ fn a_node_port_keeps_its_number_and_the_host_port_gets_it_afterwards() {
     service_has_it();
     let is_told = || {
         let said = problems(&lab, "node1")?;
-        Ok(said.contains(":30123/TCP is not served: it belongs to default/kubia-nodeport"))
+        Ok(said.contains(":30123/TCP is not served: it belongs to Service default/kubia-nodeport"))
     };
     wait_until("who lost the port is told", PATIENCE, is_told).unwrap();
     // The same after a restart, whoever was read first. It is a problem, so the daemon is not called healthy.

@@ -36,7 +36,8 @@ impl Shape {
         )
     }
 
-    fn endpoint(self, service: u32, number: u32) -> Ipv4Addr {
+    /// Where one of a Service's endpoints is.
+    pub fn endpoint(self, service: u32, number: u32) -> Ipv4Addr {
         Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 1)) + service * self.endpoints + number)
     }
 
@@ -109,7 +110,7 @@ pub fn changed(shape: Shape, service: u32, round: usize) -> Result<(Event, Socke
 
 fn objects(text: &str) -> Result<Vec<Event>> {
     match wire::parse(text).map_err(|error| anyhow!("{text}: {error}"))? {
-        Document::Objects(objects) => Ok(objects.into_iter().map(Event::Upsert).collect()),
+        Document::Objects { objects, .. } => Ok(objects.into_iter().map(Event::Upsert).collect()),
         Document::Other => bail!("{text}: nothing of Sluice's"),
     }
 }

@@ -5,7 +5,7 @@
 //! else to do.
 
 mod cluster;
-mod kernel;
+mod netfilter;
 mod node;
 
 use std::path::Path;
@@ -16,14 +16,17 @@ use comfy_table::{CellAlignment, Table, presets};
 use sluice_daemon::datastore::Event;
 
 use self::cluster::Shape;
-use self::kernel::Kernel;
+use self::netfilter::Way;
 use crate::figures::{self, Figure, Samples};
+use crate::kernel::Kernel;
 
 /// How long the kernel may take to hold what was sent.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Counts {
     shapes: &'static [Shape],
+    /// Those that a way's tool can load in kube-proxy's shape within a minute, and how many changes are measured.
+    netfilter: &'static [(Way, Shape, usize)],
     changes: usize,
 }
 
@@ -34,11 +37,22 @@ const FULL: Counts = Counts {
         Shape::of(50_000, 5),
         Shape::of(1, 5_000),
     ],
+    netfilter: &[
+        (Way::Nftables, Shape::of(1_000, 5), 1_000),
+        (Way::Nftables, Shape::of(10_000, 5), 1_000),
+        (Way::Iptables("legacy"), Shape::of(1_000, 5), 100),
+        (Way::Iptables("legacy"), Shape::of(10_000, 5), 30),
+        (Way::Iptables("nft"), Shape::of(1_000, 5), 30),
+    ],
     changes: 1_000,
 };
 
 const QUICK: Counts = Counts {
     shapes: &[Shape::of(1_000, 5), Shape::of(1, 1_000)],
+    netfilter: &[
+        (Way::Nftables, Shape::of(1_000, 5), 100),
+        (Way::Iptables("legacy"), Shape::of(1_000, 5), 30),
+    ],
     changes: 100,
 };
 
@@ -63,8 +77,15 @@ pub fn run(quick: bool, results: &Path) -> Result<()> {
             measure(*shape, counts.changes, events, &pins.join("maps"))
         })?);
     }
-    println!("{}", table(&measured));
-    let figures: Vec<_> = measured.iter().flat_map(figures).collect();
+    println!("{}\n", table(&measured));
+    let mut by_netfilter = Vec::new();
+    for (way, shape, changes) in counts.netfilter {
+        eprintln!("{shape}, {way}");
+        by_netfilter.push(netfilter::measure(*way, *shape, *changes)?);
+    }
+    println!("{}", netfilter_table(&by_netfilter));
+    let mut figures: Vec<_> = measured.iter().flat_map(figures).collect();
+    figures.extend(by_netfilter.iter().flat_map(netfilter_figures));
     let path = figures::write(results, "program", &figures)?;
     println!("{} figures in {}", figures.len(), path.display());
     Ok(())
@@ -143,6 +164,55 @@ fn figures(measured: &Measured) -> Vec<Figure> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+fn netfilter_figures(measured: &netfilter::Measured) -> Vec<Figure> {
+    let (way, shape) = (measured.way, measured.shape);
+    let (all, change) = (
+        measured.chains_all.quantile(0.5),
+        measured.chains_change.quantile(0.5),
+    );
+    let theirs = format!("{way}, a chain for each");
+    let ours = format!("sluice, {way}");
+    let change_of = |part: &str, whose: &str| format!("one endpoint changed, {part}: {whose}");
+    [
+        (&measured.chains_all, format!("from nothing: {theirs}"), 0.5, None),
+        (&measured.all, format!("from nothing: {ours}"), 0.5, all),
+        (&measured.chains_change, change_of("median", &theirs), 0.5, None),
+        (&measured.change, change_of("median", &ours), 0.5, change),
+        (&measured.change, change_of("p99", &ours), 0.99, change),
+    ]
+    .into_iter()
+    .filter_map(|(samples, what, part, baseline)| samples.figure(format!("{shape}, {what}"), part, baseline))
+    .collect()
+}
+
+fn netfilter_table(all: &[netfilter::Measured]) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header([
+        "ms",
+        "a chain for each: from nothing",
+        "one change, median",
+        "sluice: from nothing",
+        "one change, median",
+        "p99",
+    ]);
+    for measured in all {
+        let shown = |value: Option<f64>| value.map(|value| format!("{value:.3}")).unwrap_or_default();
+        table.add_row([
+            format!("{}, {}", measured.shape, measured.way),
+            shown(measured.chains_all.quantile(0.5)),
+            shown(measured.chains_change.quantile(0.5)),
+            shown(measured.all.quantile(0.5)),
+            shown(measured.change.quantile(0.5)),
+            shown(measured.change.quantile(0.99)),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
 }
 
 fn table(all: &[Measured]) -> String {

@@ -7,8 +7,9 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, ensure};
 use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::Config;
-use sluice_daemon::datastore::Event;
+use sluice_daemon::datastore::{Event, Source};
 use sluice_daemon::host_ports::Snapshot;
+use sluice_daemon::proxy::Proxy;
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
 use sluice_daemon::{mounts, network};
 use tokio::sync::mpsc;
@@ -67,7 +68,10 @@ fn run<T: Send>(cgroup: &Cgroup, drive: impl FnOnce(&Events, &Path) -> Result<T>
         let (event_sender, events) = mpsc::channel(1024);
         let driver = scope.spawn(move || drive(&Events(event_sender), Path::new(Options::PINS)));
         runtime.block_on(async {
-            let agent = Agent::new(config, Some(Box::new(proxy)), Default::default())?;
+            // Named for reports alone: the driver tells what there is.
+            let source = Source::Manifests(config.datastore.manifests.directory.clone());
+            let proxy = Some((Box::new(proxy) as Box<dyn Proxy>, String::new()));
+            let agent = Agent::new(config, source, proxy, Default::default())?;
             let (wake, kernel) = mpsc::channel(1);
             network::monitor::start(wake)?;
             let (snapshots, host_ports) = mpsc::channel(1);
@@ -79,6 +83,7 @@ fn run<T: Send>(cgroup: &Cgroup, drive: impl FnOnce(&Events, &Path) -> Result<T>
                 host: mpsc::channel(1).1,
                 probes: mpsc::channel(1).1,
                 health_checks: mpsc::channel(1).1,
+                dataplane: mpsc::channel(1).1,
                 questions: mpsc::channel(1).1,
             };
             agent.run(inputs).await;

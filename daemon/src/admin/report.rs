@@ -86,6 +86,9 @@ pub struct Network {
 pub struct Proxy {
     /// The dataplane at work; empty before the first sync.
     pub mode: String,
+    /// Why it is this one.
+    #[serde(default)]
+    pub reason: String,
     /// Service ports programmed.
     pub service_ports: usize,
     /// Frontends programmed.

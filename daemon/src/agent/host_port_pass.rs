@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use super::Agent;
 use crate::config::ProxyMode;
 use crate::host_ports::Snapshot;
-use crate::state::host_ports::{NAMESPACE, first_key, host_port_sets};
 use crate::state::service_port::ServicePortKey;
 
 impl Agent {
@@ -25,32 +24,12 @@ impl Agent {
     pub(super) fn refold_host_ports(&mut self) -> BTreeSet<ServicePortKey> {
         let none = Default::default();
         let records = self.host_ports.as_ref().unwrap_or(&none);
-        let found = host_port_sets(records, &self.view, &self.services);
-        let mut problems = found.problems;
+        let (changed, mut problems) = self.services.update_host_ports(records, &self.view);
         if self.config.proxy.mode == ProxyMode::Off && !records.is_empty() {
             problems = vec![format!(
                 "the host ports of {} pods are not served: proxy.mode is off",
                 records.len()
             )];
-        }
-        let before: Vec<_> = self
-            .services
-            .range(first_key()..)
-            .take_while(|(key, _)| key.namespace == NAMESPACE)
-            .map(|(key, _)| key.clone())
-            .collect();
-        let mut changed = BTreeSet::new();
-        for key in before {
-            if !found.sets.contains_key(&key) {
-                self.services.remove(&key);
-                changed.insert(key);
-            }
-        }
-        for (key, set) in found.sets {
-            if self.services.get(&key) != Some(&set) {
-                changed.insert(key.clone());
-                self.services.insert(key, set);
-            }
         }
         self.found("host ports", problems);
         changed

@@ -17,21 +17,24 @@ use tokio::sync::{mpsc, watch};
 
 use crate::admin::socket::Question;
 use crate::config::{Config, ProxyMode};
-use crate::datastore::Event;
+use crate::datastore::kubernetes::node_condition::Awaiting;
+use crate::datastore::{Event, Source};
 use crate::egress;
 use crate::health_checks;
 use crate::host::watch::Report;
 use crate::host_ports::Snapshot;
+use crate::last_known::{Saver, Turn};
+use crate::memory;
 use crate::network::{self, Network};
 use crate::probe::Target;
 use crate::proxy::{Proxy, Surroundings};
 use crate::removals;
 use crate::state::balance::NodeView;
 use crate::state::cluster::{Cluster, Touched};
-use crate::state::health_checks::HealthCheck;
 use crate::state::node_routes::NodeRoutes;
 use crate::state::objects::ObjectName;
-use crate::state::service_port::{ServicePort, ServicePortKey};
+use crate::state::service_port::ServicePortKey;
+use crate::state::services::Services;
 
 mod host_port_pass;
 mod node_file;
@@ -52,6 +55,20 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often the dataplane drops what has expired.
 const UPKEEP: Duration = Duration::from_secs(15);
 
+/// How long connections of a dataplane that is not in use any more may go on.
+const LEAVE: Duration = Duration::from_secs(10);
+
+/// What another `proxy.mode` left in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// It has not been looked for.
+    Unknown,
+    /// It begins no connection any more, since then.
+    Leaving(Instant),
+    /// It is not there.
+    Gone,
+}
+
 /// Where the owner task hears from.
 pub struct Inputs {
     /// The datastore.
@@ -66,6 +83,8 @@ pub struct Inputs {
     pub probes: mpsc::Receiver<Vec<String>>,
     /// The health checks: which ports cannot be listened on.
     pub health_checks: mpsc::Receiver<Vec<String>>,
+    /// The kernel: something of the dataplane was taken away by somebody else.
+    pub dataplane: mpsc::Receiver<()>,
     /// Operators.
     pub questions: mpsc::Receiver<Question>,
 }
@@ -76,7 +95,16 @@ pub struct Agent {
     started: Instant,
     network: Network,
     proxy: Option<Box<dyn Proxy>>,
+    /// Why it is this one.
+    proxy_reason: String,
+    /// What became of what another dataplane left.
+    others: Others,
+    /// Whether connections between pods are translated by connection tracking, which must see all of their packets.
+    tracked: Option<bool>,
+    source: Source,
     cluster: Cluster,
+    /// Keeps what a remote datastore said for a start without it.
+    saver: Option<Saver>,
     loaded: bool,
     dirty: Marks,
     /// Who holds which pod CIDR; kept so that a newcomer cannot take one.
@@ -91,14 +119,14 @@ pub struct Agent {
     settling: settling::Settling,
     /// When the next pod will have settled.
     settles: Option<tokio::time::Instant>,
-    /// Those of host ports among them.
-    services: BTreeMap<ServicePortKey, ServicePort>,
+    services: Services,
     /// The pods with host ports; nothing until they were read.
     host_ports: Option<BTreeMap<Attachment, Record>>,
     service_failures: BTreeMap<ServicePortKey, String>,
-    health_checks: BTreeMap<ObjectName, HealthCheck>,
     /// What is answered where.
     health_listeners: watch::Sender<health_checks::Wanted>,
+    /// What is waited for before pods can be wired, for whoever tells the cluster.
+    awaited: watch::Sender<Awaiting>,
     synced: bool,
     drift_repaired: u64,
     removals: Arc<removals::Counts>,
@@ -134,22 +162,29 @@ impl Marks {
 }
 
 impl Agent {
-    /// An agent that knows nothing yet. `proxy` is the dataplane to use, or none where the mode is off; `removals` is
-    /// for its reports only.
+    /// An agent that knows nothing yet. `proxy` is the dataplane to use and why, or none where the mode is off; `source` and
+    /// `removals` are for its reports only.
     ///
     /// # Errors
     /// The netlink socket cannot be opened.
     pub fn new(
         config: Config,
-        proxy: Option<Box<dyn Proxy>>,
+        source: Source,
+        proxy: Option<(Box<dyn Proxy>, String)>,
         removals: Arc<removals::Counts>,
     ) -> anyhow::Result<Self> {
+        let (proxy, proxy_reason) = proxy.unzip();
         Ok(Self {
             network: Network::open(config.network.clone())?,
             node_file: node_file::Writer::new(&config),
             config,
             started: Instant::now(),
             proxy,
+            proxy_reason: proxy_reason.unwrap_or_default(),
+            others: Others::Unknown,
+            tracked: None,
+            saver: source.is_remote().then(Saver::default),
+            source,
             cluster: Cluster::default(),
             loaded: false,
             dirty: Marks {
@@ -166,11 +201,11 @@ impl Agent {
             surroundings: None,
             settling: settling::Settling::default(),
             settles: None,
-            services: BTreeMap::new(),
+            services: Services::default(),
             host_ports: None,
             service_failures: BTreeMap::new(),
-            health_checks: BTreeMap::new(),
             health_listeners: watch::Sender::default(),
+            awaited: watch::Sender::default(),
             synced: false,
             drift_repaired: 0,
             removals,
@@ -188,17 +223,24 @@ impl Agent {
         self.health_listeners.subscribe()
     }
 
+    /// What is waited for before pods can be wired, as it changes.
+    pub fn awaited(&self) -> watch::Receiver<Awaiting> {
+        self.awaited.subscribe()
+    }
+
     /// Runs until the datastore ends.
     pub async fn run(mut self, mut inputs: Inputs) {
         let mut audit = tokio::time::interval(AUDIT);
         let mut upkeep = tokio::time::interval(UPKEEP);
         let mut retry: Option<tokio::time::Instant> = None;
         let mut gathered: Option<tokio::time::Instant> = None;
+        let mut folded = false;
         loop {
             let wake = [retry, gathered, self.settles].into_iter().flatten().min();
             tokio::select! {
                 event = inputs.events.recv() => {
                     let Some(event) = event else { return };
+                    folded = true;
                     self.fold(event);
                     while let Ok(event) = inputs.events.try_recv() {
                         self.fold(event);
@@ -218,6 +260,9 @@ impl Agent {
                     self.tell_plugin();
                     continue;
                 }
+                Some(()) = inputs.dataplane.recv() => {
+                    self.dirty.proxy_audit = true;
+                }
                 Some(problems) = inputs.health_checks.recv() => {
                     self.found("health check listeners", problems);
                     continue;
@@ -232,6 +277,13 @@ impl Agent {
                 }
                 _ = upkeep.tick() => {
                     self.tend();
+                    if std::mem::take(&mut folded) {
+                        memory::give_back();
+                    }
+                    continue;
+                }
+                turn = turn_of(&mut self.saver) => {
+                    self.save(turn);
                     continue;
                 }
                 () = sleep_until(wake) => {
@@ -271,8 +323,30 @@ impl Agent {
                 Touched::default()
             }
         };
+        if let Some(saver) = &mut self.saver
+            && (touched.nodes || !touched.services.is_empty())
+        {
+            saver.changed();
+        }
         self.dirty.nodes |= touched.nodes;
         self.dirty.services.extend(touched.services);
+    }
+
+    fn save(&mut self, turn: Turn) {
+        match turn {
+            // A list that is not whole is no state, and what was saved before is not to be taken for newer than it is.
+            Turn::Due if !self.loaded || !self.source.is_in_reach() => {
+                if let Some(saver) = &mut self.saver {
+                    saver.put_off();
+                }
+            }
+            Turn::Due => {
+                if let Some(saver) = &mut self.saver {
+                    saver.save(&self.cluster);
+                }
+            }
+            Turn::Done(result) => self.found("state last known", result.err().into_iter().collect()),
+        }
     }
 
     /// Applies what is dirty; `false` if something must be tried again.
@@ -299,6 +373,12 @@ impl Agent {
     /// Leaves for the plugin what it must know; `false` if that failed.
     fn tell_plugin(&mut self) -> bool {
         let (awaiting, impairments) = (self.awaiting(), self.impairments().join("; "));
+        let known = Some(awaiting.clone());
+        self.awaited.send_if_modified(|before| {
+            let changed = *before != known;
+            *before = known;
+            changed
+        });
         let problem = self
             .node_file
             .write(self.outcome.as_ref(), &self.routes, &awaiting, impairments);
@@ -356,6 +436,13 @@ impl Agent {
             awaiting.push("Services to be programmed".to_owned());
         }
         awaiting
+    }
+}
+
+async fn turn_of(saver: &mut Option<Saver>) -> Turn {
+    match saver {
+        Some(saver) => saver.turn().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -40,9 +40,9 @@ impl Agent {
             NodePath::Direct { .. } => (direct + 1, tunnelled),
             NodePath::Vxlan { .. } => (direct, tunnelled + 1),
         });
-        let directory = self.config.datastore.manifests.directory.display();
         let (pools, unread) = self.pools();
         let problems = self.problems.values().flatten().cloned().chain(unread).collect();
+        let sets = self.services.sets();
         report::Status {
             node: self.config.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -50,7 +50,7 @@ impl Agent {
             awaiting: self.awaiting(),
             problems,
             datastore: report::Datastore {
-                source: format!("manifests in {directory}"),
+                source: self.source.describe(),
                 loaded: self.loaded,
                 nodes: self.cluster.nodes().count(),
                 services: self.cluster.services().count(),
@@ -74,9 +74,10 @@ impl Agent {
                     Some(_) => String::new(),
                     None => "off".to_owned(),
                 },
-                service_ports: self.services.len() - self.service_failures.len().min(self.services.len()),
-                frontends: self.services.values().map(|set| set.frontends.len()).sum(),
-                backends: self.services.values().map(|set| set.backends.len()).sum(),
+                reason: self.proxy_reason.clone(),
+                service_ports: sets.len() - self.service_failures.len().min(sets.len()),
+                frontends: sets.values().map(|set| set.frontends.len()).sum(),
+                backends: sets.values().map(|set| set.backends.len()).sum(),
             },
             masquerade: self
                 .masquerade
@@ -161,9 +162,9 @@ impl Agent {
                 None => difference(set, kernel),
             };
             report::Service {
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
-                port: key.port.clone(),
+                namespace: key.namespace.to_string(),
+                name: key.name.to_string(),
+                port: key.port.to_string(),
                 protocol: key.protocol.to_string(),
                 frontends: set
                     .frontends
@@ -178,7 +179,7 @@ impl Agent {
                 failure,
             }
         };
-        Ok(self.services.iter().map(one).collect())
+        Ok(self.services.sets().iter().map(one).collect())
     }
 
     fn connection_reports(&self) -> anyhow::Result<Vec<report::Connection>> {
@@ -187,6 +188,7 @@ impl Agent {
         };
         let names: HashMap<(SocketAddr, Protocol), &ServicePortKey> = self
             .services
+            .sets()
             .iter()
             .flat_map(|(key, set)| {
                 set.frontends

@@ -6,14 +6,12 @@ use std::time::Instant;
 
 use ipnetwork::IpNetwork;
 
-use super::{Agent, Marks};
+use super::{Agent, LEAVE, Marks, Others};
+use crate::dataplane;
 use crate::network;
 use crate::proxy::{Dirty, Surroundings};
-use crate::state::balance::{NodeView, service_ports};
-use crate::state::health_checks::{health_check, listeners};
-use crate::state::host_ports;
-use crate::state::objects::ObjectName;
-use crate::state::service_port::{Family, Protocol, Scope, ServicePort, ServicePortKey};
+use crate::state::balance::NodeView;
+use crate::state::service_port::Family;
 
 impl Agent {
     pub(super) fn apply_services(&mut self, marks: &Marks) -> bool {
@@ -29,9 +27,14 @@ impl Agent {
         let now = tokio::time::Instant::now();
         let (pods, settles) = self.settling.settled(&outcome.pods, now);
         self.settles = settles;
+        let networks = &self.view.cluster_cidrs;
+        let tracked = *self
+            .tracked
+            .get_or_insert_with(|| proxy.name() == "ebpf" && dataplane::tracks_within(networks));
         let surroundings = Surroundings {
             pods,
-            fast_path: self.config.network.fast_path,
+            // Past the host's stack the replies of what another dataplane began would not be translated back.
+            fast_path: self.config.network.fast_path && !tracked,
             ping: self.config.proxy.ping_cluster_ips,
             ..surroundings(outcome, &self.routes.own, &self.view)
         };
@@ -51,9 +54,18 @@ impl Agent {
             return true;
         }
         let began = Instant::now();
-        match proxy.sync(&self.services, &dirty) {
+        match proxy.sync(self.services.sets(), &dirty) {
             Ok(report) => {
                 self.synced = true;
+                // Only now that this one serves.
+                if self.others == Others::Unknown {
+                    self.others = if dataplane::retire_others(proxy.name()) {
+                        Others::Leaving(Instant::now())
+                    } else {
+                        dataplane::remove_others(proxy.name());
+                        Others::Gone
+                    };
+                }
                 match &dirty {
                     Dirty::All => self.service_failures.clear(),
                     Dirty::Only(keys) => self.service_failures.retain(|key, _| !keys.contains(key)),
@@ -86,56 +98,20 @@ impl Agent {
     fn refold_services(&mut self, marks: &Marks) -> Dirty {
         if marks.all_services || self.dirty.all_services {
             self.dirty.all_services = false;
-            let names: Vec<_> = self
-                .cluster
-                .services()
-                .map(|service| service.name.clone())
-                .collect();
-            self.services = names
-                .iter()
-                .flat_map(|name| service_ports(&self.cluster, name, &self.view))
-                .collect();
-            self.health_checks.clear();
-            for name in names {
-                self.note_health_check(name);
-            }
-            self.tell_health_checks();
+            self.services.refold(&self.cluster, &self.view);
+            self.tell_of_services();
             self.refold_host_ports();
             return Dirty::All;
         }
         let mut keys = marks.keys.clone();
-        // A set that lost an address to another may have it now that the other changed.
+        // What failed is tried again in every pass.
         keys.extend(self.service_failures.keys().cloned());
         let mut ports_moved = marks.host_ports;
-        for name in &marks.services {
-            self.note_health_check(name.clone());
-            let before: Vec<_> = self
-                .services
-                .range(first_key(name)..)
-                .take_while(|(key, _)| key.namespace == name.namespace && key.name == name.name)
-                .map(|(key, _)| key.clone())
-                .collect();
-            let after = service_ports(&self.cluster, name, &self.view);
-            for key in before {
-                let (old, new) = (self.services.get(&key), after.get(&key));
-                if new != old {
-                    keys.insert(key.clone());
-                }
-                ports_moved |= moved(old, new);
-                if !after.contains_key(&key) {
-                    self.services.remove(&key);
-                }
-            }
-            for (key, set) in after {
-                if self.services.get(&key) != Some(&set) {
-                    keys.insert(key.clone());
-                    ports_moved |= moved(self.services.get(&key), Some(&set));
-                    self.services.insert(key, set);
-                }
-            }
-        }
         if !marks.services.is_empty() {
-            self.tell_health_checks();
+            let changed = self.services.update(&self.cluster, &self.view, &marks.services);
+            self.tell_of_services();
+            keys.extend(changed.keys);
+            ports_moved |= changed.host_ports;
         }
         // A port that a Service took or gave up may be one of a host port's.
         if ports_moved {
@@ -144,30 +120,24 @@ impl Agent {
         Dirty::Only(keys)
     }
 
-    /// Takes down what the Service's health check is to answer; few have one.
-    fn note_health_check(&mut self, name: ObjectName) {
-        match health_check(&self.cluster, &name, &self.view) {
-            Some(check) => self.health_checks.insert(name, check),
-            None => self.health_checks.remove(&name),
-        };
-    }
-
-    /// Has the health checks answered as they now are.
-    fn tell_health_checks(&mut self) {
+    /// Has the health checks answered as they now are, and says what is not served as it is written.
+    fn tell_of_services(&mut self) {
         // Without a dataplane of ours somebody else answers for it.
-        let none = BTreeMap::new();
-        let checks = if self.proxy.is_some() {
-            &self.health_checks
-        } else {
-            &none
+        let wanted = match self.proxy {
+            Some(_) => self.services.health_checks(&self.view),
+            None => BTreeMap::new(),
         };
-        let (wanted, problems) = listeners(checks, &self.view.node_port_addresses);
         self.health_listeners.send_if_modified(|known| {
             let changed = *known != wanted;
             *known = wanted;
             changed
         });
-        self.found("health checks", problems);
+        let mut problems = self.services.problems(&self.cluster, &self.view);
+        // Through an API server slices come by a watch of their own, before their Service and after it is gone.
+        if !self.source.is_remote() {
+            problems.extend(self.services.orphans());
+        }
+        self.found("services", problems);
     }
 
     /// Reads back what the kernel holds of Services; `false` if that failed.
@@ -195,6 +165,16 @@ impl Agent {
     }
 
     pub(super) fn tend(&mut self) {
+        if let (Others::Leaving(since), Some(proxy)) = (self.others, &self.proxy)
+            && since.elapsed() > LEAVE
+        {
+            dataplane::remove_others(proxy.name());
+            self.others = Others::Gone;
+        }
+        if self.tracked == Some(true) && !dataplane::tracks_within(&self.view.cluster_cidrs) {
+            self.tracked = Some(false);
+            self.dirty.audit = true;
+        }
         if let Some(proxy) = self.proxy.as_mut().filter(|_| self.synced) {
             let problem = proxy
                 .tend()
@@ -202,24 +182,6 @@ impl Agent {
                 .map(|error| format!("upkeep of the dataplane: {error:#}"));
             self.found("upkeep", problem.into_iter().collect());
         }
-    }
-}
-
-/// Whether a Service's addresses on the node changed, not only its endpoints.
-fn moved(old: Option<&ServicePort>, new: Option<&ServicePort>) -> bool {
-    let frontends = |set: Option<&ServicePort>| set.map(|set| set.frontends.clone()).unwrap_or_default();
-    let (old, new) = (frontends(old), frontends(new));
-    old != new && (host_ports::concerns(&old) || host_ports::concerns(&new))
-}
-
-fn first_key(name: &ObjectName) -> ServicePortKey {
-    ServicePortKey {
-        namespace: name.namespace.clone(),
-        name: name.name.clone(),
-        port: String::new(),
-        protocol: Protocol::Tcp,
-        family: Family::V4,
-        scope: Scope::Cluster,
     }
 }
 
@@ -241,6 +203,7 @@ fn surroundings(outcome: &network::Outcome, own: &[IpNetwork], view: &NodeView) 
         devices,
         pod_network_addresses: first(own.iter().map(network::desired::node_pod_address).collect()),
         node_addresses: first(view.addresses.clone()),
+        own_networks: own.to_vec(),
         pod_networks: view.cluster_cidrs.clone(),
         ..Surroundings::default()
     }

@@ -10,13 +10,14 @@ use sluice_cni::host_ports::HostPorts;
 use sluice_cni::names::{HOST_PORTS_DIRECTORY, IPAM_DIRECTORY, PLUGIN_FOLDER, REMOVALS_SOCKET};
 use sluice_daemon::admin::{self, http, socket};
 use sluice_daemon::agent::{Agent, Inputs};
-use sluice_daemon::config::{self, Config, LogFormat, LogLevel, ProxyMode};
-use sluice_daemon::proxy::Proxy;
-use sluice_daemon::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
-use sluice_daemon::{datastore, health_checks, host, host_ports, install, mounts, network, probe, removals};
+use sluice_daemon::config::{self, Config, LogFormat, LogLevel};
+use sluice_daemon::datastore::Source;
+use sluice_daemon::datastore::kubernetes::node_condition;
+use sluice_daemon::proxy::nftables::NftablesProxy;
+use sluice_daemon::{dataplane, health_checks, host, host_ports, install, network, probe, removals};
 use sluice_ipam::{DEFAULT_REST, Store};
 use tokio::sync::mpsc;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 /// Programs this node's pod network and Services.
 ///
@@ -105,8 +106,10 @@ fn start_log(config: &Config) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
+    // What libraries have to say we say ourselves, in the operator's terms.
+    let filter = EnvFilter::new(format!("error,sluice={level}"));
     let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
+        .with_env_filter(filter)
         .with_target(false)
         .with_writer(std::io::stderr);
     match config.log.format {
@@ -135,14 +138,32 @@ async fn run(config: Config) -> anyhow::Result<()> {
     socket::serve(Path::new(admin::SOCKET), question_sender.clone()).await?;
     http::serve(&config.admin, question_sender).await?;
     let removed = removals::serve(Path::new(REMOVALS_SOCKET))?;
-    let proxy = dataplane(config.proxy.mode)?;
+    let proxy = dataplane::open(config.proxy.mode, pod_namespaces)?;
+    let (change_sender, dataplane_changes) = mpsc::channel(1);
+    match &proxy {
+        None => {
+            tracing::info!("proxy.mode is off: Services are left to something else on this node");
+            dataplane::remove_others("off");
+        }
+        Some((proxy, reason)) => {
+            tracing::info!(dataplane = proxy.name(), reason, "Services are translated");
+            if proxy.name() == "nftables" {
+                NftablesProxy::watch(change_sender)?;
+            }
+        }
+    }
     network::monitor::start(wake)?;
     tokio::spawn(collect_dead_pods());
     tokio::spawn(host::watch::run(
         config.cluster_cidrs.iter().copied().collect(),
         report_sender,
     ));
-    let agent = Agent::new(config.clone(), proxy, removed)?;
+    let source = Source::of(&config.datastore);
+    let agent = Agent::new(config.clone(), source.clone(), proxy, removed)?;
+    if let Source::Kubernetes(servers) = &source {
+        let condition = node_condition::run(servers.clone(), config.node_name, agent.awaited());
+        tokio::spawn(condition);
+    }
     let (problem_sender, probes) = mpsc::channel(1);
     tokio::spawn(probe::run(
         config.network.vxlan.port,
@@ -151,36 +172,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
     ));
     let (refusal_sender, health_checks) = mpsc::channel(1);
     tokio::spawn(health_checks::run(agent.health_listeners(), refusal_sender));
-    let store = datastore::manifests::run(config.datastore.manifests.directory, event_sender);
     let records = host_ports::run(HostPorts::at(HOST_PORTS_DIRECTORY), snapshot_sender);
     tokio::select! {
         ended = records => ended.context("watching the host ports"),
-        ended = store => ended.context("watching the manifests"),
-        () = agent.run(Inputs { events, host_ports, kernel, host: reports, probes, health_checks, questions }) => Ok(()),
+        ended = source.run(event_sender) => ended,
+        () = agent.run(Inputs { events, host_ports, kernel, host: reports, probes, health_checks, dataplane: dataplane_changes, questions }) => Ok(()),
     }
-}
-
-/// The dataplane the mode asks for.
-fn dataplane(mode: ProxyMode) -> anyhow::Result<Option<Box<dyn Proxy>>> {
-    if mode == ProxyMode::Off {
-        tracing::info!("proxy.mode is off: Services are left to something else on this node");
-        return Ok(None);
-    }
-    mounts::ensure_bpffs()?;
-    let options = Options {
-        cgroup: mounts::cgroup2()?,
-        pins: Options::PINS.into(),
-        pods: PodNamespaces::new(pod_namespaces),
-    };
-    let proxy = EbpfProxy::open(&options).context(
-        "the eBPF dataplane cannot work here, and this build has no other; \
-         set proxy.mode to off to run the network without Services",
-    )?;
-    tracing::info!(
-        dataplane = proxy.name(),
-        "Services are translated at the socket and at the device"
-    );
-    Ok(Some(Box::new(proxy)))
 }
 
 /// Where the network namespaces of the pods are that hold an address now.

@@ -221,18 +221,25 @@ fn read(path: &Path, signature: Signature, before: Vec<Arc<Object>>) -> File {
         );
     }
     let mut objects: Vec<Arc<Object>> = Vec::new();
-    let mut problems = Vec::new();
+    let (mut problems, mut refused) = (Vec::new(), false);
     for document in yaml::documents(&text) {
         match wire::parse(document.text) {
-            Ok(Document::Objects(found)) => objects.extend(found.into_iter().map(Arc::new)),
+            Ok(Document::Objects {
+                objects: found,
+                passed_over,
+            }) => {
+                objects.extend(found.into_iter().map(Arc::new));
+                problems.extend(passed_over);
+            }
             Ok(Document::Other) => {}
             Err(error) => {
+                refused = true;
                 let error = error.after(document.lines_before);
                 problems.push(format!("{error}; what it said before stands"));
             }
         }
     }
-    if !problems.is_empty() {
+    if refused {
         let restated: BTreeSet<_> = objects.iter().map(|object| object.id()).collect();
         objects.extend(
             before

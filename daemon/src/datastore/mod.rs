@@ -3,9 +3,16 @@
 //! A datastore sends [`Event`]s into a bounded channel: first its whole content, then [`Event::Loaded`], then changes.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use anyhow::{Context, Result};
+use tokio::sync::mpsc;
+
+use self::kubernetes::Servers;
+use crate::config::{self, DatastoreKind};
 use crate::state::objects::{Kind, Object, ObjectName};
 
+pub mod kubernetes;
 pub mod manifests;
 pub mod wire;
 
@@ -20,4 +27,63 @@ pub enum Event {
     Loaded,
     /// Everything that is wrong with the content now, by where it stands; replaces what was said before.
     Problems(BTreeMap<String, String>),
+}
+
+/// A datastore, not yet asked.
+#[derive(Clone)]
+pub enum Source {
+    /// The cluster's API servers.
+    Kubernetes(Servers),
+    /// A folder of Kubernetes YAML.
+    Manifests(PathBuf),
+}
+
+impl Source {
+    /// The one that `config` names.
+    pub fn of(config: &config::Datastore) -> Self {
+        match config.kind {
+            DatastoreKind::Kubernetes => Self::Kubernetes(Servers::new(config.kubernetes.clone())),
+            DatastoreKind::Manifests => Self::Manifests(config.manifests.directory.clone()),
+        }
+    }
+
+    /// Sends what it says into `events`, until the receiver is gone.
+    ///
+    /// # Errors
+    /// It can never be asked on this host.
+    pub async fn run(self, events: mpsc::Sender<Event>) -> Result<()> {
+        match self {
+            Self::Kubernetes(servers) => kubernetes::run(servers, events).await,
+            Self::Manifests(directory) => manifests::run(directory, events)
+                .await
+                .context("watching the manifests"),
+        }
+    }
+
+    /// Whether it can be out of reach at the start, so that what it said last is to be remembered.
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Kubernetes(_))
+    }
+
+    /// Whether what is known is what it says, as far as can be told.
+    pub fn is_in_reach(&self) -> bool {
+        match self {
+            Self::Kubernetes(servers) => servers.answering().is_some(),
+            Self::Manifests(_) => true,
+        }
+    }
+
+    /// What it is and where, for people.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Kubernetes(servers) => match servers.answering() {
+                Some(server) => format!(
+                    "Kubernetes at {}",
+                    server.authority().map_or("", |host| host.as_str())
+                ),
+                None => "Kubernetes, which does not answer".to_owned(),
+            },
+            Self::Manifests(directory) => format!("manifests in {}", directory.display()),
+        }
+    }
 }

@@ -5,12 +5,14 @@
 //! policy or another's rule, never makes a table that nobody uses, and comes after the operator's own rules wherever
 //! it can, so that those win.
 //!
-//! [`chain`] is the pure part; [`tool`] runs iptables.
+//! [`chain`] is the pure part; [`crate::xtables`] runs iptables.
 
+use anyhow::Context;
 use ipnetwork::IpNetwork;
 
+use crate::xtables::{self, Tool};
+
 mod chain;
-mod tool;
 
 /// The chain that lets pods' packets through.
 pub const CHAIN: &str = "SLUICE-FORWARD";
@@ -27,13 +29,16 @@ pub struct Outcome {
 /// Sees to it that packets from and to `cluster_cidrs` are forwarded. Blocks while iptables runs.
 pub fn ensure(cluster_cidrs: &[IpNetwork]) -> Outcome {
     let mut outcome = Outcome::default();
-    for tool in tool::in_use() {
+    for tool in xtables::in_use() {
         let cidrs: Vec<_> = cluster_cidrs
             .iter()
             .copied()
             .filter(|cidr| tool.carries(cidr))
             .collect();
-        match open(tool, &cidrs) {
+        let opened = open(tool, &cidrs).context(
+            "letting pods through the host's FORWARD chain; accept traffic from and to clusterCIDRs there",
+        );
+        match opened {
             Ok(true) => outcome.opened.push(tool.name()),
             Ok(false) => {}
             Err(error) => outcome.problems.push(format!("{error:#}")),
@@ -42,13 +47,13 @@ pub fn ensure(cluster_cidrs: &[IpNetwork]) -> Outcome {
     outcome
 }
 
-fn open(tool: tool::Tool, cidrs: &[IpNetwork]) -> anyhow::Result<bool> {
-    let found = chain::Found::parse(&tool.list("FORWARD")?);
+fn open(tool: Tool, cidrs: &[IpNetwork]) -> anyhow::Result<bool> {
+    let found = chain::Found::parse(&tool.list("filter", "FORWARD")?);
     if !found.is_in_the_way() || cidrs.is_empty() {
         return Ok(false);
     }
     let ours = if found.leads_to_ours {
-        tool.list(CHAIN)?
+        tool.list("filter", CHAIN)?
     } else {
         String::new()
     };
@@ -64,8 +69,8 @@ fn open(tool: tool::Tool, cidrs: &[IpNetwork]) -> anyhow::Result<bool> {
 /// What iptables answered.
 pub fn remove() -> anyhow::Result<bool> {
     let mut any = false;
-    for tool in tool::in_use() {
-        if chain::Found::parse(&tool.list("FORWARD")?).leads_to_ours {
+    for tool in xtables::in_use() {
+        if chain::Found::parse(&tool.list("filter", "FORWARD")?).leads_to_ours {
             tool.restore(&chain::removal())?;
             any = true;
         }

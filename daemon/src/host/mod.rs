@@ -150,7 +150,7 @@ fn has_rules(tool: &str) -> bool {
     answer.is_ok_and(|answer| {
         String::from_utf8_lossy(&answer.stdout)
             .lines()
-            .any(|line| line.starts_with("-A ") && !line.contains(crate::forward::CHAIN))
+            .any(|line| line.starts_with("-A ") && !line.contains("SLUICE-"))
     })
 }
 

@@ -7,7 +7,7 @@ use anyhow::Context;
 use futures_util::TryStreamExt;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkMessage};
 use netlink_packet_route::tc::{TcAttribute, TcMessage};
-use sluice_cni::names::DEVICE_PREFIX;
+use sluice_cni::mac::is_host_device;
 
 use super::Device;
 use super::netlink::{Kernel, Neighbours, device_of, is_of_kind, link_mtu};
@@ -63,7 +63,7 @@ impl Kernel {
             .collect();
         for link in &links {
             let device = device_of(link);
-            if !is_of_kind(link, &InfoKind::Veth) || !device.name.starts_with(DEVICE_PREFIX) {
+            if !is_of_kind(link, &InfoKind::Veth) || !is_host_device(&device.name) {
                 continue;
             }
             let own = neighbours.range((device.index, IpAddr::V4(Ipv4Addr::UNSPECIFIED))..);

@@ -1,6 +1,9 @@
 //! Services in the dataplane: one trait, one backend per way of translating.
 
 pub mod ebpf;
+pub mod iptables;
+pub(crate) mod netfilter;
+pub mod nftables;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -26,6 +29,8 @@ pub struct Surroundings {
     pub node_addresses: Vec<IpAddr>,
     /// The devices of this node's pods.
     pub pods: Vec<PodDevice>,
+    /// The networks of this node's pods.
+    pub own_networks: Vec<IpNetwork>,
     /// The networks all pods are in.
     pub pod_networks: Vec<IpNetwork>,
     /// Whether packets from pod to pod may go past the host's stack.
@@ -129,7 +134,8 @@ pub trait Proxy: Send {
     /// The kernel's answer.
     fn tend(&mut self) -> anyhow::Result<()>;
 
-    /// Brings the dataplane to `desired`, as far as `dirty` says.
+    /// Brings the dataplane to `desired`, as far as `dirty` says. No address is in two sets of `desired`; one that moved from
+    /// one set to another has both among the dirty, and leads to one of them throughout.
     ///
     /// # Errors
     /// What makes the dataplane as a whole unusable; a single Service's trouble is in the report.

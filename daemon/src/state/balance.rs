@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use compact_str::CompactString;
 use ipnetwork::IpNetwork;
 
 use super::cluster::Cluster;
 use super::objects::{Endpoint, NamedPort, ObjectName, Pod, Service, ServicePortSpec, TargetPort};
 use super::service_port::{
-    Backend, Family, Frontend, FrontendKind, Place, Scope, ServicePort, ServicePortKey,
+    Backend, Family, Frontend, FrontendKind, Place, Scope, ServicePort, ServicePortKey, WhenEmpty,
 };
 use super::topology::{Hints, Nearness};
 
@@ -59,6 +60,7 @@ pub fn service_ports(
             if frontends.is_empty() {
                 continue;
             }
+            let reaches_outside = frontends.iter().any(|f| f.kind != FrontendKind::ClusterIp);
             let candidates = Candidates::find(cluster, service, port, family, view);
             for scope in [Scope::Cluster, Scope::Local] {
                 let frontends: Vec<_> = frontends
@@ -66,7 +68,9 @@ pub fn service_ports(
                     .copied()
                     .filter(|f| scope_of(service, f.kind) == scope)
                     .collect();
-                if frontends.is_empty() {
+                // What stays local from outside is served to the node and its pods by the whole cluster's endpoints.
+                let beside_local = scope == Scope::Cluster && service.external_local && reaches_outside;
+                if frontends.is_empty() && !beside_local {
                     continue;
                 }
                 let key = ServicePortKey {
@@ -82,6 +86,7 @@ pub fn service_ports(
                     ServicePort {
                         backends: candidates.chosen(scope, view),
                         affinity: service.affinity,
+                        when_empty: candidates.when_empty(scope, view),
                         source_ranges: source_ranges(service, &frontends, family),
                         frontends,
                     },
@@ -131,7 +136,10 @@ fn frontends(service: &Service, port: &ServicePortSpec, family: Family, view: &N
             })
             .collect()
     };
-    let mut all = on(&service.cluster_ips, port.port, FrontendKind::ClusterIp);
+    let cluster_ips: Vec<_> = (service.cluster_ips.iter().copied())
+        .filter(|address| place_taken(*address, view).is_none())
+        .collect();
+    let mut all = on(&cluster_ips, port.port, FrontendKind::ClusterIp);
     all.extend(on(&service.external_ips, port.port, FrontendKind::ExternalIp));
     all.extend(on(
         &service.load_balancer_ips,
@@ -145,6 +153,29 @@ fn frontends(service: &Service, port: &ServicePortSpec, family: Family, view: &N
     all.sort_unstable();
     all.dedup_by_key(|frontend| frontend.address);
     all
+}
+
+/// Which ClusterIPs of `service` can be none, and why. External addresses may be a node's own: that is how they are
+/// used where nobody routes them.
+pub fn misplaced(service: &Service, view: &NodeView) -> Vec<String> {
+    let all = service.cluster_ips.iter().filter(|_| service.served);
+    all.filter_map(|address| {
+        let place = place_taken(*address, view)?;
+        Some(format!(
+            "Service {}: spec.clusterIPs: {address} is not served: {place}",
+            service.name
+        ))
+    })
+    .collect()
+}
+
+/// Why `address` cannot be a ClusterIP.
+fn place_taken(address: IpAddr, view: &NodeView) -> Option<String> {
+    if view.addresses.contains(&address) {
+        return Some(format!("it is node {}'s own address", view.name));
+    }
+    let network = view.cluster_cidrs.iter().find(|cidr| cidr.contains(address))?;
+    Some(format!("it lies in the pods' network {network}"))
 }
 
 /// The addresses of a Service port's endpoints on this node that take new connections.
@@ -208,7 +239,7 @@ impl Candidates {
                         ready: pod.ready && !pod.terminating,
                         serving: pod.ready,
                         terminating: pod.terminating,
-                        node: pod.node.clone(),
+                        node: pod.node.as_deref().map(CompactString::from),
                         hints: hints.clone(),
                     };
                     found.add(&endpoint, number, view);
@@ -227,6 +258,14 @@ impl Candidates {
             self.ready.insert(backend, endpoint.hints.clone());
         } else if endpoint.serving && endpoint.terminating {
             self.leaving.insert(backend);
+        }
+    }
+
+    /// Where local ones are wanted and others exist, who balances in front is to try another node.
+    fn when_empty(&self, scope: Scope, view: &NodeView) -> WhenEmpty {
+        match scope {
+            Scope::Local if !self.chosen(Scope::Cluster, view).is_empty() => WhenEmpty::Drop,
+            _ => WhenEmpty::Refuse,
         }
     }
 

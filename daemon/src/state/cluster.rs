@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use litemap::LiteMap;
+
 use super::objects::{EndpointSlice, Kind, Node, Object, ObjectName, Pod, Service};
 
 /// What a change of an object touches.
@@ -18,14 +20,14 @@ pub struct Touched {
 pub struct Cluster {
     nodes: BTreeMap<String, Node>,
     services: BTreeMap<ObjectName, Service>,
-    /// By Service, then by the slice's own name.
-    slices: BTreeMap<ObjectName, BTreeMap<ObjectName, EndpointSlice>>,
+    /// By Service, then by the slice's own name; most have one, for which a tree would take the room of eleven.
+    slices: BTreeMap<ObjectName, LiteMap<ObjectName, Box<EndpointSlice>>>,
     slice_owner: BTreeMap<ObjectName, ObjectName>,
     pods: BTreeMap<ObjectName, Pod>,
 }
 
 impl Cluster {
-    /// Adds `object`, or replaces its older self.
+    /// Adds `object`, or replaces its older self. The same again touches nothing.
     pub fn upsert(&mut self, object: Object) -> Touched {
         match object {
             Object::Node(node) => {
@@ -43,6 +45,9 @@ impl Cluster {
             }
             Object::Service(service) => {
                 let name = service.name.clone();
+                if self.services.get(&name) == Some(&service) {
+                    return Touched::default();
+                }
                 self.services.insert(name.clone(), service);
                 Touched {
                     nodes: false,
@@ -50,13 +55,16 @@ impl Cluster {
                 }
             }
             Object::EndpointSlice(slice) => {
+                if self.slice(&slice.name) == Some(&slice) {
+                    return Touched::default();
+                }
                 let mut touched = self.remove_slice(&slice.name);
                 let owner = ObjectName::new(slice.name.namespace.clone(), slice.service.clone());
                 self.slice_owner.insert(slice.name.clone(), owner.clone());
                 self.slices
                     .entry(owner.clone())
                     .or_default()
-                    .insert(slice.name.clone(), slice);
+                    .insert(slice.name.clone(), Box::new(slice));
                 touched.services.insert(owner);
                 touched
             }
@@ -77,7 +85,7 @@ impl Cluster {
     /// Removes an object; one that is not there touches nothing.
     pub fn remove(&mut self, kind: Kind, name: &ObjectName) -> Touched {
         match kind {
-            Kind::Node => match self.nodes.remove(&name.name) {
+            Kind::Node => match self.nodes.remove(name.name.as_str()) {
                 None => Touched::default(),
                 Some(old) => Touched {
                     nodes: true,
@@ -111,6 +119,18 @@ impl Cluster {
         }
     }
 
+    /// All objects.
+    pub fn objects(&self) -> impl Iterator<Item = Object> {
+        let nodes = self.nodes.values().cloned().map(Object::Node);
+        let services = self.services.values().cloned().map(Object::Service);
+        let slices = self.slices.values().flat_map(LiteMap::values);
+        let pods = self.pods.values().cloned().map(Object::Pod);
+        nodes
+            .chain(services)
+            .chain(slices.map(|slice| Object::EndpointSlice(EndpointSlice::clone(slice))))
+            .chain(pods)
+    }
+
     /// All nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
@@ -133,7 +153,13 @@ impl Cluster {
 
     /// The slices of the Service called `name`.
     pub fn slices(&self, name: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices.get(name).into_iter().flat_map(BTreeMap::values)
+        let slices = self.slices.get(name).into_iter().flat_map(LiteMap::values);
+        slices.map(Box::as_ref)
+    }
+
+    /// The names that slices give as their Services', whether or not there are any.
+    pub fn owners_of_slices(&self) -> impl Iterator<Item = &ObjectName> {
+        self.slices.keys()
     }
 
     /// The pods that `service` selects; none if it has no selector.
@@ -148,6 +174,11 @@ impl Cluster {
     /// Number of pods known.
     pub fn pod_count(&self) -> usize {
         self.pods.len()
+    }
+
+    fn slice(&self, name: &ObjectName) -> Option<&EndpointSlice> {
+        let slices = self.slices.get(self.slice_owner.get(name)?)?;
+        slices.get(name).map(Box::as_ref)
     }
 
     fn remove_slice(&mut self, name: &ObjectName) -> Touched {

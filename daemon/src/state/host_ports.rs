@@ -3,15 +3,17 @@
 //! A host port is a set with one endpoint, the pod. Where an address, port and protocol is a Service's too, the Service
 //! has it: a NodePort is the same on every node, and must not mean something else on one of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use compact_str::CompactString;
 use sluice_cni::host_ports::{self, Mapping, Record};
 use sluice_ipam::Attachment;
 
 use super::balance::NodeView;
+use super::claims::{Claim, Claims};
 use super::service_port::{
-    Backend, Family, Frontend, FrontendKind, Place, Protocol, Scope, ServicePort, ServicePortKey,
+    Backend, Family, Frontend, FrontendKind, Place, Protocol, Scope, ServicePort, ServicePortKey, WhenEmpty,
 };
 
 /// The namespace in the keys of host ports. No Service's: Kubernetes has no capitals in names.
@@ -28,34 +30,33 @@ pub struct HostPortSets {
     pub problems: Vec<String>,
 }
 
-/// The sets of all `records` on the node `view`, beside those of the `services`; sets of host ports among the latter
-/// are passed over.
+/// The sets of all `records` on the node `view`, beside what Services claim.
 pub fn host_port_sets(
     records: &BTreeMap<Attachment, Record>,
     view: &NodeView,
-    services: &Sets,
+    services: &Claims,
 ) -> HostPortSets {
     let mut found = HostPortSets::default();
-    if records.is_empty() {
-        return found;
-    }
+    let mut holders: BTreeMap<Claim, ServicePortKey> = BTreeMap::new();
     let all = records
         .iter()
         .flat_map(|(attachment, record)| all_of(attachment, record, view));
-    let all: Vec<(ServicePortKey, ServicePort)> = all.collect();
-    let mut holders = claimed(&all, services);
     for (key, mut set) in all {
         set.frontends.retain(|frontend| {
-            let claim = (frontend.address, key.protocol);
-            if let Some(holder) = holders.get(&claim) {
-                let (address, protocol) = claim;
-                found.problems.push(format!(
-                    "{key}: {address}/{protocol} is not served: it belongs to {holder}"
-                ));
-                return false;
-            }
-            holders.insert(claim, key.clone());
-            true
+            let claim = Claim::new(frontend.address, key.protocol);
+            let holder = match (services.holder(claim), holders.get(&claim)) {
+                (Some(service), _) => format!("Service {service}"),
+                (None, Some(other)) => other.to_string(),
+                (None, None) => {
+                    holders.insert(claim, key.clone());
+                    return true;
+                }
+            };
+            found.problems.push(format!(
+                "{key}: {}/{} is not served: it belongs to {holder}",
+                frontend.address, key.protocol
+            ));
+            false
         });
         if !set.frontends.is_empty() {
             found.sets.insert(key, set);
@@ -74,38 +75,13 @@ pub fn concerns(frontends: &[Frontend]) -> bool {
 /// The first key a host port can have.
 pub fn first_key() -> ServicePortKey {
     ServicePortKey {
-        namespace: NAMESPACE.to_owned(),
-        name: String::new(),
-        port: String::new(),
+        namespace: NAMESPACE.into(),
+        name: CompactString::default(),
+        port: CompactString::default(),
         protocol: Protocol::Tcp,
         family: Family::V4,
         scope: Scope::Cluster,
     }
-}
-
-/// Which Service has which of the addresses that these sets are to have.
-fn claimed(
-    sets: &[(ServicePortKey, ServicePort)],
-    services: &Sets,
-) -> BTreeMap<(SocketAddr, Protocol), ServicePortKey> {
-    let wanted: BTreeSet<_> = sets
-        .iter()
-        .flat_map(|(key, set)| {
-            set.frontends
-                .iter()
-                .map(|frontend| (frontend.address, key.protocol))
-        })
-        .collect();
-    let mut holders = BTreeMap::new();
-    for (key, set) in services.iter().filter(|(key, _)| key.namespace != NAMESPACE) {
-        for frontend in &set.frontends {
-            let claim = (frontend.address, key.protocol);
-            if wanted.contains(&claim) {
-                holders.entry(claim).or_insert_with(|| key.clone());
-            }
-        }
-    }
-    holders
 }
 
 /// The sets of one pod.
@@ -152,9 +128,9 @@ fn set(
         None => mapping.host_port.to_string(),
     };
     let key = ServicePortKey {
-        namespace: NAMESPACE.to_owned(),
-        name: attachment.file_name(),
-        port,
+        namespace: NAMESPACE.into(),
+        name: attachment.file_name().into(),
+        port: port.into(),
         protocol: match mapping.protocol {
             host_ports::Protocol::Tcp => Protocol::Tcp,
             host_ports::Protocol::Udp => Protocol::Udp,
@@ -175,6 +151,7 @@ fn set(
         frontends: listens.into_iter().map(frontend).collect(),
         backends: vec![backend],
         affinity: None,
+        when_empty: WhenEmpty::Refuse,
         source_ranges: None,
     };
     (key, set)
@@ -185,6 +162,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::state::claims::tests::claimant;
 
     fn records(list: &[(&str, serde_json::Value)]) -> BTreeMap<Attachment, Record> {
         let record = |(id, mappings): &(&str, serde_json::Value)| {
@@ -229,7 +207,7 @@ mod tests {
             ("c", port("fd00:30::b", "udp")),
             ("d", port("127.0.0.1", "sctp")),
         ]);
-        let found = host_port_sets(&pods, &view(), &BTreeMap::new());
+        let found = host_port_sets(&pods, &view(), &Claims::default());
         assert_eq!(
             shown(&found),
             [
@@ -248,23 +226,10 @@ mod tests {
     #[test]
     fn what_a_service_has_stays_its_own_and_is_reported() {
         let node_port = |address: &str, protocol| {
-            let key = ServicePortKey {
-                namespace: "default".to_owned(),
-                name: "web".to_owned(),
-                protocol,
-                ..first_key()
-            };
-            let frontend = Frontend {
-                address: address.parse().unwrap(),
-                kind: FrontendKind::NodePort,
-            };
-            let set = ServicePort {
-                frontends: vec![frontend],
-                backends: Vec::new(),
-                affinity: None,
-                source_ranges: None,
-            };
-            BTreeMap::from([(key, set)])
+            let mut claims = Claims::default();
+            let claim = Claim::new(address.parse().unwrap(), protocol);
+            claims.make(claim, &claimant("default", "web"));
+            claims
         };
         let pods = records(&[("a", port("172.30.0.11", "tcp")), ("b", port("127.0.0.1", "tcp"))]);
         let contested = host_port_sets(&pods, &view(), &node_port("172.30.0.11:8080", Protocol::Tcp));
@@ -275,7 +240,7 @@ mod tests {
         assert_eq!(
             contested.problems,
             [
-                "hostPort/a@eth0:172.30.0.11:8080/TCP: 172.30.0.11:8080/TCP is not served: it belongs to default/web/TCP"
+                "hostPort/a@eth0:172.30.0.11:8080/TCP: 172.30.0.11:8080/TCP is not served: it belongs to Service default/web"
             ]
         );
         for beside in [
@@ -290,7 +255,7 @@ mod tests {
     #[test]
     fn of_two_pods_that_claim_one_address_the_first_has_it() {
         let pods = records(&[("a", port("", "tcp")), ("b", port("172.30.0.11", "tcp"))]);
-        let found = host_port_sets(&pods, &view(), &BTreeMap::new());
+        let found = host_port_sets(&pods, &view(), &Claims::default());
         assert_eq!(found.sets.len(), 2, "{found:?}");
         assert!(
             found.problems[0].contains("b@eth0") && found.problems[0].contains("belongs to hostPort/a@eth0")

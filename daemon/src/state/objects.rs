@@ -6,23 +6,25 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use compact_str::CompactString;
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 
 use super::service_port::{Family, Protocol};
 use super::topology::{Hints, TrafficDistribution};
 
 /// Namespace and name; the namespace is empty for nodes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ObjectName {
     /// Namespace, empty for what has none.
-    pub namespace: String,
+    pub namespace: CompactString,
     /// Name.
-    pub name: String,
+    pub name: CompactString,
 }
 
 impl ObjectName {
     /// The name of a namespaced object.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<CompactString>, name: impl Into<CompactString>) -> Self {
         Self {
             namespace: namespace.into(),
             name: name.into(),
@@ -56,7 +58,7 @@ impl fmt::Display for Kind {
 }
 
 /// Any object.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names are Kubernetes'")]
 pub enum Object {
     Node(Node),
@@ -78,7 +80,7 @@ impl Object {
 }
 
 /// A machine of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Its name.
     pub name: String,
@@ -101,10 +103,12 @@ impl Node {
 }
 
 /// A Service that may have a dataplane entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Namespace and name.
     pub name: ObjectName,
+    /// `metadata.creationTimestamp`, in seconds since 1970.
+    pub created: Option<i64>,
     /// Whether the proxy serves it: not headless, not ExternalName, not another proxy's.
     pub served: bool,
     /// `spec.clusterIPs`.
@@ -132,10 +136,10 @@ pub struct Service {
 }
 
 /// One of a Service's ports.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePortSpec {
     /// Its name; empty if unnamed.
-    pub name: String,
+    pub name: CompactString,
     /// Protocol.
     pub protocol: Protocol,
     /// Port of the Service's own addresses.
@@ -147,7 +151,7 @@ pub struct ServicePortSpec {
 }
 
 /// Where on an endpoint a Service port leads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TargetPort {
     /// The same number on every endpoint.
     Number(u16),
@@ -156,10 +160,10 @@ pub enum TargetPort {
 }
 
 /// A port of an endpoint or a container, to be found by name and protocol.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedPort {
     /// Its name; empty if unnamed.
-    pub name: String,
+    pub name: CompactString,
     /// Protocol.
     pub protocol: Protocol,
     /// Where it listens.
@@ -177,12 +181,12 @@ impl NamedPort {
 }
 
 /// Some of a Service's endpoints, of one family.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Namespace and name of the slice.
     pub name: ObjectName,
     /// Name of the Service, in the same namespace.
-    pub service: String,
+    pub service: CompactString,
     /// `addressType`.
     pub family: Family,
     /// The same for all endpoints of the slice.
@@ -192,7 +196,7 @@ pub struct EndpointSlice {
 }
 
 /// One endpoint and its conditions.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Its address. A slice's `addresses` beyond the first are redundant by API contract.
     pub address: IpAddr,
@@ -203,13 +207,13 @@ pub struct Endpoint {
     /// On its way out.
     pub terminating: bool,
     /// The node it runs on, if known.
-    pub node: Option<String>,
+    pub node: Option<CompactString>,
     /// For whom it is meant; most endpoints have none.
     pub hints: Option<Arc<Hints>>,
 }
 
 /// A pod, as far as Services and addresses need it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Namespace and name.
     pub name: ObjectName,

@@ -6,15 +6,15 @@ use super::balance::{NodeView, service_ports};
 use super::cluster::{Cluster, Touched};
 use super::node_routes::node_routes;
 use super::objects::{Kind, ObjectName};
-use super::service_port::{Scope, ServicePort, ServicePortKey};
+use super::service_port::{Family, Scope, ServicePort, ServicePortKey, WhenEmpty};
 use crate::config::Config;
 use crate::datastore::wire::{self, Document};
 use crate::yaml;
 
-fn fold(cluster: &mut Cluster, text: &str) -> Touched {
+pub(super) fn fold(cluster: &mut Cluster, text: &str) -> Touched {
     let mut all = Touched::default();
     for document in yaml::documents(text) {
-        let Document::Objects(objects) = wire::parse(document.text).unwrap() else {
+        let Document::Objects { objects, .. } = wire::parse(document.text).unwrap() else {
             panic!("not an object of ours: {}", document.text)
         };
         for object in objects {
@@ -32,7 +32,7 @@ fn cluster(text: &str) -> Cluster {
     cluster
 }
 
-fn view() -> NodeView {
+pub(super) fn view() -> NodeView {
     NodeView {
         name: "node1".to_owned(),
         zone: Some("east".to_owned()),
@@ -130,8 +130,42 @@ spec:
         shown(&cluster, "web"),
         "/TCP: 10.96.0.20:80 > 10.244.1.2:8080 10.244.2.2:8080\n\
          /TCP local: 127.0.0.1:30123 172.30.0.11:30123 > 10.244.1.2:8080\n\
+         /TCP:  > \n\
          /TCP local: [::1]:30123 [fd00:30::b]:30123 > \n"
     );
+}
+
+/// S7 S10
+#[test]
+fn without_local_endpoints_local_traffic_is_dropped_where_others_exist_and_refused_where_none_does() {
+    let service = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.20
+  selector: {app: kubia}
+  internalTrafficPolicy: Local
+  externalTrafficPolicy: Local
+  ports: [{port: 80, targetPort: 8080, nodePort: 30123}]
+---
+";
+    let there = pod("there", "{ip: 10.244.2.2}", "").replace("node1", "node2");
+    let of_family = |cluster: &Cluster, scope| -> (usize, usize, WhenEmpty) {
+        let sets = sets(cluster, "web");
+        let (_, set) = sets
+            .iter()
+            .find(|(key, _)| key.scope == scope && key.family == Family::V4)
+            .unwrap();
+        (set.frontends.len(), set.backends.len(), set.when_empty)
+    };
+    let mut cluster = cluster(&[service, &there].concat());
+    assert_eq!(of_family(&cluster, Scope::Local), (3, 0, WhenEmpty::Drop));
+    // By these the node and its pods reach what stays local from outside.
+    assert_eq!(of_family(&cluster, Scope::Cluster), (0, 1, WhenEmpty::Refuse));
+    cluster.remove(Kind::Pod, &ObjectName::new("default", "there"));
+    assert_eq!(of_family(&cluster, Scope::Local), (3, 0, WhenEmpty::Refuse));
 }
 
 fn slice(name: &str, endpoints: &str) -> String {

@@ -7,12 +7,14 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use compact_str::CompactString;
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 
 pub use crate::address::Family;
 
 /// Transport protocol of a Service port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Protocol {
     /// IPPROTO_TCP.
     Tcp,
@@ -56,11 +58,11 @@ pub enum Scope {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServicePortKey {
     /// Namespace of the Service.
-    pub namespace: String,
+    pub namespace: CompactString,
     /// Name of the Service.
-    pub name: String,
+    pub name: CompactString,
     /// Name of the port; empty where a Service has but one and does not name it.
-    pub port: String,
+    pub port: CompactString,
     /// Protocol of the port.
     pub protocol: Protocol,
     /// Family of all its addresses.
@@ -123,15 +125,27 @@ pub struct Backend {
     pub place: Place,
 }
 
+/// What becomes of connections to a set without backends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WhenEmpty {
+    /// They are refused at once: nobody serves them.
+    #[default]
+    Refuse,
+    /// They are dropped: the Service has endpoints, but none on this node, where it wants them.
+    Drop,
+}
+
 /// One balanced set: every frontend leads to every backend, evenly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
     /// Sorted, without duplicates, all of the key's family.
     pub frontends: Vec<Frontend>,
-    /// Sorted, without duplicates, all of the key's family. Empty: connections are refused at once.
+    /// Sorted, without duplicates, all of the key's family.
     pub backends: Vec<Backend>,
     /// `sessionAffinity: ClientIP` with its time-out.
     pub affinity: Option<Duration>,
+    /// What becomes of connections while there are no backends.
+    pub when_empty: WhenEmpty,
     /// Who may connect to the frontends of kind [`FrontendKind::LoadBalancer`]; others' packets are dropped. All of the
     /// key's family, sorted; empty: nobody of this family, as it was written for the other. `None`: everyone.
     pub source_ranges: Option<Vec<IpNetwork>>,

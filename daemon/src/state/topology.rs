@@ -3,8 +3,10 @@
 //! In Kubernetes the endpoint controller writes the hints (`trafficDistribution`, topology-aware routing). Elsewhere
 //! nobody does, so [`Hints::of`] gives each endpoint those the controller would have given it.
 
+use serde::{Deserialize, Serialize};
+
 /// For whom an endpoint is meant (discovery/v1, EndpointHints). Either list may be empty, which is no hint of that sort.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hints {
     /// `forNodes[].name`.
     pub nodes: Vec<String>,
@@ -13,7 +15,7 @@ pub struct Hints {
 }
 
 /// `spec.trafficDistribution` of a Service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TrafficDistribution {
     /// `PreferSameZone`, also written `PreferClose`.
     PreferSameZone,

@@ -27,7 +27,7 @@ use nix::sched::{CloneFlags, unshare};
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
 use sluice_daemon::proxy::{Dirty, Proxy, Surroundings, SyncReport};
 use sluice_daemon::state::service_port::{
-    Backend, Family, Frontend, FrontendKind, Place, Protocol, Scope, ServicePort, ServicePortKey,
+    Backend, Family, Frontend, FrontendKind, Place, Protocol, Scope, ServicePort, ServicePortKey, WhenEmpty,
 };
 
 /// What is desired of a proxy.
@@ -150,9 +150,9 @@ impl Node {
 /// The key of the Service port called `name`; its scope is Cluster.
 pub fn key(name: &str, protocol: Protocol, family: Family) -> ServicePortKey {
     ServicePortKey {
-        namespace: "default".to_owned(),
-        name: name.to_owned(),
-        port: String::new(),
+        namespace: "default".into(),
+        name: name.into(),
+        port: "".into(),
         protocol,
         family,
         scope: Scope::Cluster,
@@ -181,6 +181,7 @@ pub fn port(frontends: &[(&str, FrontendKind)], backends: &[SocketAddr]) -> Serv
         frontends,
         backends,
         affinity: None,
+        when_empty: WhenEmpty::Refuse,
         source_ranges: None,
     }
 }

@@ -11,14 +11,15 @@ use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::control_plane::Release;
 use crate::down::{down, remove_member};
 use crate::options::Options;
 use crate::place::Node;
-use crate::plan::{self, CLIENT, Host};
+use crate::plan::{self, CLIENT, CONTROL, Host};
 use crate::pods::{self, Pod, Wanted};
 use crate::progress::Progress;
 use crate::state::{self, Record};
-use crate::{manifests, supervise, up};
+use crate::{control_plane, objects, supervise, up};
 
 /// Keeps the names of several labs in one process apart.
 static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -161,7 +162,7 @@ impl Lab {
     /// # Errors
     /// It is not YAML.
     pub fn apply(&self, file: impl AsRef<Path>) -> Result<()> {
-        manifests::apply_file(self.name(), file.as_ref()).map(drop)
+        objects::apply_file(self.name(), file.as_ref()).map(drop)
     }
 
     /// Applies Kubernetes YAML.
@@ -169,7 +170,7 @@ impl Lab {
     /// # Errors
     /// It is not YAML.
     pub fn apply_text(&self, text: &str) -> Result<()> {
-        manifests::apply_text(self.name(), text, "the test's YAML").map(drop)
+        objects::apply_text(self.name(), text, "the test's YAML").map(drop)
     }
 
     /// Removes the objects a file names.
@@ -177,7 +178,15 @@ impl Lab {
     /// # Errors
     /// It is not YAML.
     pub fn delete(&self, file: impl AsRef<Path>) -> Result<()> {
-        manifests::delete_file(self.name(), file.as_ref()).map(drop)
+        objects::delete_file(self.name(), file.as_ref()).map(drop)
+    }
+
+    /// Removes the objects that Kubernetes YAML names.
+    ///
+    /// # Errors
+    /// It is not YAML.
+    pub fn delete_text(&self, text: &str) -> Result<()> {
+        objects::delete_text(self.name(), text, "the test's YAML").map(drop)
     }
 
     /// Removes one object of the namespace `default`, or a Node.
@@ -185,7 +194,7 @@ impl Lab {
     /// # Errors
     /// The file system's.
     pub fn delete_object(&self, kind: &str, name: &str) -> Result<bool> {
-        manifests::delete(self.name(), kind, "default", name)
+        objects::delete(self.name(), kind, "default", name)
     }
 
     /// The folder all nodes take their desired state from.
@@ -230,6 +239,30 @@ impl Lab {
     /// It cannot be started.
     pub fn start_sluiced(&self, node: &str) -> Result<()> {
         up::supervise_daemon(&self.record, node)
+    }
+
+    /// Starts API server number `number` (from 1, which `up` starts) with further arguments, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn start_api_server(&self, number: u16, release: Release, arguments: &[&str]) -> Result<()> {
+        control_plane::start_api_server(&self.record, number, release, arguments)
+    }
+
+    /// Sends a signal to API server number `number`; after SIGKILL it is gone.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn signal_api_server(&self, number: u16, signal: Signal) -> Result<()> {
+        control_plane::signal_api_server(&self.record, number, signal)
+    }
+
+    /// Where nodes reach API server number `number`.
+    ///
+    /// # Errors
+    /// The lab has no control plane.
+    pub fn api_server(&self, number: u16) -> Result<String> {
+        Ok(control_plane::server(self.host(CONTROL)?, number))
     }
 
     /// The number of a node's daemon, inside the node.

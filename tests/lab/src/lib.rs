@@ -5,16 +5,20 @@
 //! touches the machine's own interfaces, routes, firewall or cgroup root: what it makes lies in namespaces it made, in
 //! `/run/sluice-lab/<lab>` and in one cgroup subtree, and [`down::down`] removes all of it from whatever state it is in.
 
+pub mod api;
 pub mod cgroup;
 pub mod cni;
+pub mod control_plane;
 pub mod demo;
 pub mod down;
 pub mod enter;
 mod fabric;
 pub mod init;
 pub mod lab;
-pub mod manifests;
+pub mod load;
+mod manifests;
 mod mounts;
+pub mod objects;
 pub mod options;
 pub mod place;
 pub mod plan;
@@ -22,6 +26,7 @@ pub mod pods;
 pub mod progress;
 pub mod state;
 pub mod supervise;
+pub mod talk;
 pub mod udp_name;
 pub mod up;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand};
@@ -11,7 +12,7 @@ use sluice_lab::options::Options;
 use sluice_lab::pods::{self, Wanted};
 use sluice_lab::progress::Progress;
 use sluice_lab::state::Record;
-use sluice_lab::{cni, demo, down, enter, init, manifests, supervise, udp_name, up};
+use sluice_lab::{api, cni, demo, down, enter, init, objects, supervise, talk, udp_name, up};
 
 /// A Sluice cluster of namespaces on this machine: nodes, an outside client, real packets
 #[derive(Parser)]
@@ -98,6 +99,25 @@ enum Verb {
         host: std::net::IpAddr,
         port: u16,
     },
+    #[command(hide = true)]
+    TalkServe { name: String, ports: Vec<u16> },
+    #[command(hide = true)]
+    TalkAsk {
+        protocol: talk::Protocol,
+        asked: std::net::SocketAddr,
+        times: usize,
+        size: usize,
+        /// Seconds that an answer is waited for.
+        #[arg(long, default_value_t = 1)]
+        patience: u64,
+    },
+    #[command(hide = true)]
+    TalkKeep {
+        protocol: talk::Protocol,
+        asked: std::net::SocketAddr,
+    },
+    #[command(hide = true)]
+    AskApi,
     #[command(hide = true)]
     CniAdd {
         pod: String,
@@ -236,13 +256,13 @@ fn run(verb: Verb) -> Result<i32> {
         Verb::Apply(Files { lab, files }) => {
             Record::load(&lab.name)?;
             for file in files {
-                print_lines(&manifests::apply_file(&lab.name, &file)?);
+                print_lines(&objects::apply_file(&lab.name, &file)?);
             }
         }
         Verb::Delete(Files { lab, files }) => {
             Record::load(&lab.name)?;
             for file in files {
-                print_lines(&manifests::delete_file(&lab.name, &file)?);
+                print_lines(&objects::delete_file(&lab.name, &file)?);
             }
         }
         Verb::Ctl { lab, node, arguments } => {
@@ -267,6 +287,16 @@ fn run(verb: Verb) -> Result<i32> {
             host,
             port,
         } => println!("{}", udp_name::ask(host, port, connected)?),
+        Verb::AskApi => api::answer()?,
+        Verb::TalkServe { name, ports } => talk::serve(&name, &ports)?,
+        Verb::TalkAsk {
+            protocol,
+            asked,
+            times,
+            size,
+            patience,
+        } => talk::ask(protocol, asked, times, size, Duration::from_secs(patience))?,
+        Verb::TalkKeep { protocol, asked } => talk::keep(protocol, asked)?,
         Verb::CniAdd {
             pod,
             container_id,

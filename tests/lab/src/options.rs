@@ -144,6 +144,10 @@ pub enum ProxyMode {
     Auto,
     /// eBPF.
     Ebpf,
+    /// nftables.
+    Nftables,
+    /// iptables.
+    Iptables,
     /// None.
     Off,
 }
@@ -153,6 +157,8 @@ impl fmt::Display for ProxyMode {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::Ebpf => "ebpf",
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
             Self::Off => "off",
         })
     }
@@ -165,6 +171,8 @@ pub enum Datastore {
     /// A folder of Kubernetes YAML that all nodes share.
     #[default]
     Manifests,
+    /// A real kube-apiserver, with etcd behind it, on a host of its own.
+    Kubernetes,
 }
 
 #[cfg(test)]

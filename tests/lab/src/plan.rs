@@ -8,10 +8,14 @@ use crate::options::{Families, Options};
 
 /// The outside host.
 pub const CLIENT: &str = "client";
+/// The host of the control plane, where the datastore is Kubernetes.
+pub const CONTROL: &str = "control";
 /// The switch and router.
 pub const FABRIC: &str = "fabric";
 /// The last part of the client's addresses.
 const CLIENT_NUMBER: u8 = 100;
+/// The last part of the control plane's addresses.
+const CONTROL_NUMBER: u8 = 101;
 /// MTU of every link of the fabric.
 pub const MTU: u32 = 1500;
 
@@ -19,13 +23,13 @@ pub const MTU: u32 = 1500;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Host {
-    /// `node1`, … or `client`.
+    /// `node1`, …, `client` or `control`.
     pub name: String,
     /// Which of the fabric's subnets it is in, from 0.
     pub subnet: u8,
     /// Its addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
-    /// The networks of its pods; none for the client.
+    /// The networks of its pods; none for those that are no nodes.
     #[serde(rename = "podCIDRs")]
     pub pod_cidrs: Vec<String>,
 }
@@ -60,6 +64,17 @@ pub fn client(options: &Options) -> Host {
     }
 }
 
+/// The host of the control plane, always in the first subnet.
+#[must_use]
+pub fn control(options: &Options) -> Host {
+    Host {
+        name: CONTROL.to_owned(),
+        subnet: 0,
+        addresses: addresses(options.families, 0, CONTROL_NUMBER),
+        pod_cidrs: Vec::new(),
+    }
+}
+
 /// The router's addresses in a subnet.
 #[must_use]
 pub fn gateways(families: Families, subnet: u8) -> Vec<IpAddr> {
@@ -81,7 +96,7 @@ pub fn cluster_cidrs(families: Families) -> Vec<&'static str> {
 /// The networks ClusterIPs are in.
 #[must_use]
 pub fn service_cidrs(families: Families) -> Vec<&'static str> {
-    pick(families, "10.96.0.0/16", "fd00:96::/112")
+    pick(families, "10.96.0.0/16", "fd00:96::/108")
 }
 
 fn pick(families: Families, v4: &'static str, v6: &'static str) -> Vec<&'static str> {

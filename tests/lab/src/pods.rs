@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::cni::Attachment;
 use crate::options::check_name;
 use crate::state::{self, Record};
-use crate::{cgroup, manifests, up};
+use crate::{cgroup, objects, up};
 
 /// Ports the default process listens on, with the names the Pod object gives them.
 pub const PORTS: [(&str, u16); 2] = [("http", 8080), ("https", 8443)];
@@ -124,7 +124,7 @@ fn start(record: &Record, wanted: &Wanted, pod: &Pod) -> Result<()> {
     if is_default {
         wait_until_listening(record, pod, &log)?;
     }
-    manifests::apply_text(lab, &object(pod), "the lab's Pod object").map(drop)
+    objects::apply_text(lab, &object(pod), "the lab's Pod object").map(drop)
 }
 
 /// Removes a pod as a kubelet does: first its object, then its processes, then its network.
@@ -134,7 +134,7 @@ fn start(record: &Record, wanted: &Wanted, pod: &Pod) -> Result<()> {
 pub fn rm(record: &Record, name: &str) -> Result<()> {
     let lab = &record.options.name;
     let pod = find(lab, name)?;
-    manifests::delete(lab, "Pod", "default", name)?;
+    objects::delete(lab, "Pod", "default", name)?;
     cgroup::kill_and_remove(&group(lab, &pod)?)?;
     up::must(record, &pod.node, &[], &["sluice-lab", "cni-del", name])?;
     let note = note(lab, name);

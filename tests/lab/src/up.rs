@@ -12,11 +12,11 @@ use serde_json::json;
 
 use crate::down::down;
 use crate::init::{self, Spec};
-use crate::options::Options;
+use crate::options::{Datastore, Options};
 use crate::plan::{self, FABRIC, Host};
 use crate::progress::Progress;
 use crate::state::{self, Member, Record};
-use crate::{cgroup, fabric, manifests, supervise};
+use crate::{cgroup, control_plane, fabric, objects, supervise};
 
 /// What says that a node takes pods: the daemon writes it last.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-sluice.conflist";
@@ -141,6 +141,10 @@ fn assemble(record: &mut Record, progress: &Progress) -> Result<()> {
     let fabric = hold(record, fabric)?;
     fabric::build(fabric, &options)?;
     add_host(record, plan::client(&options), progress)?;
+    if options.datastore == Datastore::Kubernetes {
+        add_host(record, plan::control(&options), progress)?;
+        control_plane::start(record, progress)?;
+    }
     for number in 1..=options.nodes {
         add_host(record, plan::node(&options, number), progress)?;
     }
@@ -158,7 +162,10 @@ pub(crate) fn add_host(record: &mut Record, host: Host, progress: &Progress) -> 
         let config = daemon_config(&options, &host);
         let path = init.root("/etc/sluice/config.yaml");
         fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
-        manifests::apply_text(&options.name, &node_object(&host), "the lab's Node object")?;
+        objects::apply_text(&options.name, &node_object(&host), "the lab's Node object")?;
+        if options.datastore == Datastore::Kubernetes {
+            control_plane::introduce(record, &host.name)?;
+        }
     }
     Ok(())
 }
@@ -185,7 +192,7 @@ fn hold(record: &mut Record, host: Host) -> Result<state::Process> {
 fn hosts_file(options: &Options) -> String {
     let mut lines = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
     let nodes = (1..=options.nodes).map(|number| plan::node(options, number));
-    for host in nodes.chain([plan::client(options)]) {
+    for host in nodes.chain([plan::client(options), plan::control(options)]) {
         for address in host.addresses {
             lines += &format!("{address} {}\n", host.name);
         }
@@ -195,10 +202,21 @@ fn hosts_file(options: &Options) -> String {
 
 fn daemon_config(options: &Options, host: &Host) -> String {
     let list = |cidrs: Vec<&str>| cidrs.join(", ");
+    let datastore = match options.datastore {
+        Datastore::Manifests => {
+            "kind: manifests\n  manifests: { directory: /etc/sluice/manifests }".to_owned()
+        }
+        Datastore::Kubernetes => {
+            format!(
+                "kind: kubernetes\n  kubernetes: {{ kubeconfig: {} }}",
+                control_plane::NODE_KUBECONFIG
+            )
+        }
+    };
     format!(
         "# Written by the lab.\n\
          nodeName: {name}\n\
-         datastore:\n  kind: manifests\n  manifests: {{ directory: /etc/sluice/manifests }}\n\
+         datastore:\n  {datastore}\n\
          clusterCIDRs: [{cluster}]\n\
          serviceCIDRs: [{service}]\n\
          network:\n  backend: {backend}\n\

@@ -73,10 +73,14 @@ fn rows(status: &Status) -> Vec<(&'static str, String)> {
     } else {
         &proxy.mode
     };
+    let reason = match proxy.reason.as_str() {
+        "" => String::new(),
+        reason => format!(" ({reason})"),
+    };
     rows.push((
         "services",
         format!(
-            "{mode}: {}, {}, {}",
+            "{mode}{reason}: {}, {}, {}",
             counted(proxy.service_ports, "Service port"),
             counted(proxy.frontends, "frontend"),
             counted(proxy.backends, "backend")

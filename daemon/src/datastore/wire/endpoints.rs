@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use compact_str::CompactString;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::Metadata;
 use super::fields::{endpoint_address, one_of, port_number, protocol};
+use super::passed_over::PassedOver;
 use crate::state::objects::{Endpoint, EndpointSlice, NamedPort, ObjectName};
 use crate::state::service_port::Family;
 use crate::state::topology::Hints;
@@ -16,7 +18,9 @@ use crate::state::topology::Hints;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "named so that they are not unknown")]
 pub struct RawEndpointSlice {
+    #[serde(default)]
     api_version: IgnoredAny,
+    #[serde(default)]
     kind: IgnoredAny,
     metadata: Metadata,
     address_type: String,
@@ -33,7 +37,7 @@ struct RawEndpoint {
     addresses: Vec<String>,
     #[serde(default)]
     conditions: Conditions,
-    node_name: Option<String>,
+    node_name: Option<CompactString>,
     hints: Option<RawHints>,
 }
 
@@ -61,18 +65,20 @@ struct Conditions {
 
 #[derive(Deserialize)]
 struct RawEndpointPort {
-    name: Option<String>,
+    name: Option<CompactString>,
     protocol: Option<String>,
     port: Option<i64>,
 }
 
 impl RawEndpointSlice {
-    /// Checks every field.
+    /// Checks every field; `passed` takes the endpoints and ports that can be none. A slice of host names
+    /// (`addressType: FQDN`) is nothing for a proxy.
     ///
     /// # Errors
     /// The object, the field, what it says and what would be right.
-    pub fn check(self) -> Result<EndpointSlice, String> {
+    pub fn check(self, passed: &mut PassedOver) -> Result<Option<EndpointSlice>, String> {
         let name = self.metadata.checked_name("EndpointSlice")?;
+        passed.of(format!("EndpointSlice {name}"));
         let at = |field: &str, reason: String| format!("EndpointSlice {name}: {field}: {reason}");
         let service = self
             .metadata
@@ -88,6 +94,7 @@ impl RawEndpointSlice {
         let family = match self.address_type.as_str() {
             "IPv4" => Family::V4,
             "IPv6" => Family::V6,
+            "FQDN" => return Ok(None),
             other => return Err(at("addressType", one_of(other, &["IPv4", "IPv6"]))),
         };
         let mut endpoints = Vec::new();
@@ -95,14 +102,13 @@ impl RawEndpointSlice {
             let Some(text) = raw.addresses.first() else {
                 continue;
             };
-            let field = format!("endpoints[{i}].addresses[0]");
-            let address = endpoint_address(text).map_err(|reason| at(&field, reason))?;
-            if Family::of(address) != family {
-                return Err(at(
-                    &field,
-                    format!("{address} is not of addressType {}", self.address_type),
-                ));
-            }
+            let checked = endpoint_address(text).and_then(|address| match Family::of(address) == family {
+                true => Ok(address),
+                false => Err(format!("{address} is not of addressType {}", self.address_type)),
+            });
+            let Some(address) = passed.keep(format_args!("endpoints[{i}].addresses[0]"), checked) else {
+                continue;
+            };
             // Absent conditions mean ready (discovery/v1, EndpointConditions).
             let ready = raw.conditions.ready.unwrap_or(true);
             endpoints.push(Endpoint {
@@ -114,14 +120,14 @@ impl RawEndpointSlice {
                 hints: raw.hints.map(|hints| Arc::new(hints.into())),
             });
         }
-        let ports = endpoint_ports(&self.ports).map_err(|(i, reason)| at(&format!("ports[{i}]"), reason))?;
-        Ok(EndpointSlice {
+        let ports = endpoint_ports("ports", &self.ports, passed);
+        Ok(Some(EndpointSlice {
             name,
-            service,
+            service: service.into(),
             family,
             ports,
             endpoints,
-        })
+        }))
     }
 }
 
@@ -140,7 +146,9 @@ impl From<RawHints> for Hints {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "named so that they are not unknown")]
 pub struct RawEndpoints {
+    #[serde(default)]
     api_version: IgnoredAny,
+    #[serde(default)]
     kind: IgnoredAny,
     metadata: Metadata,
     #[serde(default)]
@@ -160,33 +168,33 @@ struct Subset {
 #[serde(rename_all = "camelCase")]
 struct SubsetAddress {
     ip: String,
-    node_name: Option<String>,
+    node_name: Option<CompactString>,
 }
 
 impl RawEndpoints {
-    /// Checks every field, and makes one slice of each subset and family, as Kubernetes' own mirroring controller does.
+    /// Checks every field, and makes one slice of each subset and family, as Kubernetes' own mirroring controller does;
+    /// `passed` takes the endpoints and ports that can be none.
     ///
     /// # Errors
-    /// The object, the field, what it says and what would be right.
-    pub fn check(self) -> Result<Vec<EndpointSlice>, String> {
+    /// Its name cannot be one.
+    pub fn check(self, passed: &mut PassedOver) -> Result<Vec<EndpointSlice>, String> {
         let name = self.metadata.checked_name("Endpoints")?;
-        let at = |field: &str, reason: String| format!("Endpoints {name}: {field}: {reason}");
+        passed.of(format!("Endpoints {name}"));
         let mut slices = Vec::new();
         for (s, subset) in self.subsets.into_iter().enumerate() {
-            let ports = endpoint_ports(&subset.ports)
-                .map_err(|(i, reason)| at(&format!("subsets[{s}].ports[{i}]"), reason))?;
+            let ports = endpoint_ports(&format!("subsets[{s}].ports"), &subset.ports, passed);
             let mut endpoints = Vec::new();
             for (i, raw) in subset.addresses.into_iter().enumerate() {
                 let field = format!("subsets[{s}].addresses[{i}].ip");
-                let address = endpoint_address(&raw.ip).map_err(|reason| at(&field, reason))?;
-                endpoints.push(Endpoint {
+                let address = passed.keep(field, endpoint_address(&raw.ip));
+                endpoints.extend(address.map(|address| Endpoint {
                     address,
                     ready: true,
                     serving: true,
                     terminating: false,
                     node: raw.node_name,
                     hints: None,
-                });
+                }));
             }
             for (family, suffix) in [(Family::V4, "ipv4"), (Family::V6, "ipv6")] {
                 let of_family: Vec<_> = endpoints
@@ -212,17 +220,17 @@ impl RawEndpoints {
     }
 }
 
-fn endpoint_ports(raw: &[RawEndpointPort]) -> Result<Vec<NamedPort>, (usize, String)> {
+fn endpoint_ports(field: &str, raw: &[RawEndpointPort], passed: &mut PassedOver) -> Vec<NamedPort> {
     raw.iter()
         .enumerate()
-        .filter_map(|(i, port)| port.port.map(|number| (i, port, number)))
-        .map(|(i, port, number)| {
-            let number = port_number(number).map_err(|reason| (i, reason))?;
-            let protocol = protocol(port.protocol.as_deref()).map_err(|reason| (i, reason))?;
-            Ok(NamedPort {
+        .filter_map(|(i, port)| {
+            let number = passed.keep(format_args!("{field}[{i}].port"), port_number(port.port?));
+            let protocol = protocol(port.protocol.as_deref());
+            let protocol = passed.keep(format_args!("{field}[{i}].protocol"), protocol);
+            Some(NamedPort {
                 name: port.name.clone().unwrap_or_default(),
-                protocol,
-                number,
+                protocol: protocol?,
+                number: number?,
             })
         })
         .collect()

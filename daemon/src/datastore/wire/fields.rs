@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::passed_over::PassedOver;
 use crate::state::service_port::Protocol;
 use crate::yaml;
 
@@ -47,34 +48,43 @@ pub fn parse_address(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| format!("{text:?} is not an IP address"))
 }
 
-/// A list of IP addresses; empty strings in it are passed over.
-///
-/// # Errors
-/// The element of `field`, and what was found there.
-pub fn addresses(field: &str, written: &[String]) -> Result<Vec<IpAddr>, (String, String)> {
+/// Those of a list of IP addresses that `check` lets through; empty strings in it are no addresses, the others that are not are `passed`.
+pub fn addresses(
+    field: &str,
+    written: &[String],
+    check: fn(&str) -> Result<IpAddr, String>,
+    passed: &mut PassedOver,
+) -> Vec<IpAddr> {
+    let written = written.iter().enumerate().filter(|(_, text)| !text.is_empty());
     written
-        .iter()
-        .enumerate()
-        .filter(|(_, text)| !text.is_empty())
-        .map(|(i, text)| parse_address(text).map_err(|reason| (format!("{field}[{i}]"), reason)))
+        .filter_map(|(i, text)| passed.keep(format_args!("{field}[{i}]"), check(text)))
         .collect()
 }
 
-/// A list of networks, host bits cleared; spaces around them are passed over, as the API server does.
-///
-/// # Errors
-/// The element of `field`, and what was found there.
-pub fn networks(field: &str, written: &[String]) -> Result<Vec<IpNetwork>, (String, String)> {
+/// Those of a list that are networks, host bits cleared; spaces around them are no fault, as the API server does not mind
+/// them either.
+pub fn networks(field: &str, written: &[String], passed: &mut PassedOver) -> Vec<IpNetwork> {
     let parse = |(i, text): (usize, &String)| {
         let found: Option<IpNetwork> = text.trim().parse().ok();
-        found
+        let network = found
             .and_then(|network| IpNetwork::new(network.network(), network.prefix()).ok())
-            .ok_or_else(|| {
-                let reason = format!("{text:?} is not a network; something like 192.0.2.0/24 is wanted");
-                (format!("{field}[{i}]"), reason)
-            })
+            .ok_or_else(|| format!("{text:?} is not a network; something like 192.0.2.0/24 is wanted"));
+        passed.keep(format_args!("{field}[{i}]"), network)
     };
-    written.iter().enumerate().map(parse).collect()
+    written.iter().enumerate().filter_map(parse).collect()
+}
+
+/// The address of a Service. One that means another host to every host, or none, or many, can lead nowhere: the
+/// API server does not take it either, and in the tables it would take the node's own traffic.
+///
+/// # Errors
+/// What was found.
+pub fn service_address(text: &str) -> Result<IpAddr, String> {
+    let address = parse_address(text)?;
+    match unfit(address) {
+        Some(what) => Err(format!("{address} is {what} and cannot be a Service's")),
+        None => Ok(address),
+    }
 }
 
 /// The address of an endpoint.
@@ -84,14 +94,25 @@ pub fn networks(field: &str, written: &[String]) -> Result<Vec<IpNetwork>, (Stri
 /// node itself or the cloud's metadata service through the proxy.
 pub fn endpoint_address(text: &str) -> Result<IpAddr, String> {
     let address = parse_address(text)?;
-    let link_local = match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    if address.is_loopback() || address.is_multicast() || address.is_unspecified() || link_local {
-        return Err(format!(
-            "{address} cannot be an endpoint: loopback, link-local, multicast and unspecified are refused"
-        ));
+    match unfit(address) {
+        Some(what) => Err(format!("{address} is {what} and cannot be an endpoint's")),
+        None => Ok(address),
     }
-    Ok(address)
+}
+
+/// Why `address` stands for no host in particular.
+fn unfit(address: IpAddr) -> Option<&'static str> {
+    let (link_local, broadcast, mapped) = match address {
+        IpAddr::V4(v4) => (v4.is_link_local(), v4.is_broadcast(), false),
+        IpAddr::V6(v6) => (v6.is_unicast_link_local(), false, v6.to_ipv4_mapped().is_some()),
+    };
+    let kinds = [
+        (address.is_loopback(), "a loopback address"),
+        (address.is_unspecified(), "the unspecified address"),
+        (address.is_multicast(), "a multicast address"),
+        (broadcast, "the broadcast address"),
+        (link_local, "a link-local address"),
+        (mapped, "an IPv4 address in IPv6 clothes"),
+    ];
+    kinds.into_iter().find(|(is, _)| *is).map(|(_, what)| what)
 }

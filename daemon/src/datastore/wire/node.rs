@@ -5,6 +5,7 @@ use serde::de::IgnoredAny;
 
 use super::Metadata;
 use super::fields::parse_address;
+use super::passed_over::PassedOver;
 use crate::address::parse_cidr;
 use crate::state::objects::Node;
 
@@ -13,7 +14,9 @@ use crate::state::objects::Node;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "named so that they are not unknown")]
 pub struct RawNode {
+    #[serde(default)]
     api_version: IgnoredAny,
+    #[serde(default)]
     kind: IgnoredAny,
     metadata: Metadata,
     #[serde(default)]
@@ -47,12 +50,14 @@ struct NodeAddress {
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 impl RawNode {
-    /// Checks every field.
+    /// Checks every field; `passed` takes the addresses that are none. A pod CIDR is not passed over: a node's pods cannot
+    /// do without.
     ///
     /// # Errors
     /// The object, the field, what it says and what would be right.
-    pub fn check(self) -> Result<Node, String> {
+    pub fn check(self, passed: &mut PassedOver) -> Result<Node, String> {
         let name = self.metadata.checked_name("Node")?.name;
+        passed.of(format!("Node {name}"));
         let zone = self
             .metadata
             .labels
@@ -73,11 +78,11 @@ impl RawNode {
         for (i, address) in self.status.addresses.iter().enumerate() {
             if address.r#type == "InternalIP" {
                 let field = format!("status.addresses[{i}].address");
-                addresses.push(parse_address(&address.address).map_err(|reason| context(&field, reason))?);
+                addresses.extend(passed.keep(field, parse_address(&address.address)));
             }
         }
         Ok(Node {
-            name,
+            name: name.into(),
             addresses,
             pod_cidrs,
             zone,

@@ -1,10 +1,12 @@
 //! Pods.
 
+use compact_str::CompactString;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::Metadata;
-use super::fields::{addresses, port_number, protocol};
+use super::fields::{addresses, endpoint_address, port_number, protocol};
+use super::passed_over::PassedOver;
 use crate::state::objects::{NamedPort, Pod};
 
 /// A Pod as written.
@@ -12,7 +14,9 @@ use crate::state::objects::{NamedPort, Pod};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "named so that they are not unknown")]
 pub struct RawPod {
+    #[serde(default)]
     api_version: IgnoredAny,
+    #[serde(default)]
     kind: IgnoredAny,
     metadata: Metadata,
     #[serde(default)]
@@ -37,7 +41,7 @@ struct Container {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ContainerPort {
-    name: Option<String>,
+    name: Option<CompactString>,
     container_port: i64,
     protocol: Option<String>,
 }
@@ -64,25 +68,25 @@ struct PodCondition {
 }
 
 impl RawPod {
-    /// Checks every field.
+    /// Checks every field; `passed` takes the addresses and ports that are none.
     ///
     /// # Errors
     /// The object, the field, what it says and what would be right.
-    pub fn check(self) -> Result<Pod, String> {
+    pub fn check(self, passed: &mut PassedOver) -> Result<Pod, String> {
         let name = self.metadata.checked_name("Pod")?;
-        let at = |field: &str, reason: String| format!("Pod {name}: {field}: {reason}");
+        passed.of(format!("Pod {name}"));
         let mut written: Vec<String> = self.status.pod_ips.into_iter().map(|entry| entry.ip).collect();
         if let (true, Some(single)) = (written.is_empty(), self.status.pod_ip) {
             written.push(single);
         }
-        let addresses = addresses("status.podIPs", &written).map_err(|(f, r)| at(&f, r))?;
+        let addresses = addresses("status.podIPs", &written, endpoint_address, passed);
         let mut ports = Vec::new();
         for (c, container) in self.spec.containers.iter().enumerate() {
             for (p, port) in container.ports.iter().enumerate() {
                 let field = format!("spec.containers[{c}].ports[{p}]");
-                let number = port_number(port.container_port).map_err(|reason| at(&field, reason))?;
-                let protocol = protocol(port.protocol.as_deref()).map_err(|reason| at(&field, reason))?;
-                if let Some(name) = &port.name {
+                let number = passed.keep(&field, port_number(port.container_port));
+                let protocol = passed.keep(&field, protocol(port.protocol.as_deref()));
+                if let (Some(name), Some(number), Some(protocol)) = (&port.name, number, protocol) {
                     ports.push(NamedPort {
                         name: name.clone(),
                         protocol,

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use compact_str::CompactString;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::Metadata;
-use super::fields::{addresses, networks, one_of, parse_address, port_number, protocol};
+use super::fields::{addresses, networks, one_of, port_number, protocol, service_address};
+use super::passed_over::PassedOver;
 use crate::state::objects::{Service, ServicePortSpec, TargetPort};
 use crate::state::topology::TrafficDistribution;
 
@@ -16,7 +18,9 @@ use crate::state::topology::TrafficDistribution;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[expect(dead_code, reason = "named so that they are not unknown")]
 pub struct RawService {
+    #[serde(default)]
     api_version: IgnoredAny,
+    #[serde(default)]
     kind: IgnoredAny,
     metadata: Metadata,
     spec: ServiceSpec,
@@ -61,7 +65,7 @@ struct ClientIp {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawPort {
-    name: Option<String>,
+    name: Option<CompactString>,
     protocol: Option<String>,
     port: i64,
     target_port: Option<IntOrString>,
@@ -104,12 +108,13 @@ const NOT_OURS: [&str; 2] = [
 ];
 
 impl RawService {
-    /// Checks every field.
+    /// Checks every field; `passed` takes the ports, addresses and ranges that can be none.
     ///
     /// # Errors
     /// The object, the field, what it says and what would be right.
-    pub fn check(self) -> Result<Service, String> {
+    pub fn check(self, passed: &mut PassedOver) -> Result<Service, String> {
         let name = self.metadata.checked_name("Service")?;
+        passed.of(format!("Service {name}"));
         let at = |field: &str, reason: String| format!("Service {name}: {field}: {reason}");
         let spec = self.spec;
 
@@ -128,43 +133,30 @@ impl RawService {
             .any(|label| self.metadata.labels.contains_key(*label));
         let served = kind != "ExternalName" && !headless && !labelled;
 
-        let cluster_ips = if headless {
-            Vec::new()
-        } else {
-            addresses("spec.clusterIPs", &written).map_err(|(f, r)| at(&f, r))?
-        };
-        let external_ips = addresses("spec.externalIPs", &spec.external_ips).map_err(|(f, r)| at(&f, r))?;
+        if headless {
+            written.clear();
+        }
+        let cluster_ips = addresses("spec.clusterIPs", &written, service_address, passed);
+        let external_ips = addresses("spec.externalIPs", &spec.external_ips, service_address, passed);
         let mut load_balancer_ips = Vec::new();
         for (i, ingress) in self.status.load_balancer.ingress.iter().enumerate() {
             if let (Some(ip), true) = (&ingress.ip, ingress.ip_mode.as_deref() != Some("Proxy")) {
-                let field = format!("status.loadBalancer.ingress[{i}].ip");
-                load_balancer_ips.push(parse_address(ip).map_err(|reason| at(&field, reason))?);
+                let field = format_args!("status.loadBalancer.ingress[{i}].ip");
+                load_balancer_ips.extend(passed.keep(field, service_address(ip)));
             }
         }
-        let field = "spec.loadBalancerSourceRanges";
-        let ranges = networks(field, &spec.load_balancer_source_ranges).map_err(|(f, r)| at(&f, r))?;
-        let source_ranges = (!ranges.is_empty()).then_some(ranges);
+        // Ranges none of which can be understood let nobody in, and not everybody.
+        let source_ranges = (!spec.load_balancer_source_ranges.is_empty()).then(|| {
+            let field = "spec.loadBalancerSourceRanges";
+            networks(field, &spec.load_balancer_source_ranges, passed)
+        });
+        let ports = checked_ports(&spec.ports, kind, passed);
         if served && spec.ports.is_empty() {
-            return Err(at(
-                "spec.ports",
-                "is empty; a Service has at least one port".to_owned(),
-            ));
+            let reason = "is empty; a Service has at least one port";
+            return Err(at("spec.ports", reason.to_owned()));
         }
-        let mut ports = Vec::new();
-        for (i, port) in spec.ports.iter().enumerate() {
-            let checked = port
-                .check(kind)
-                .map_err(|(field, reason)| at(&format!("spec.ports[{i}].{field}"), reason))?;
-            ports.push(checked);
-        }
-        for (i, port) in ports.iter().enumerate() {
-            if ports[..i].iter().any(|other| other.name == port.name) {
-                let reason = format!(
-                    "{:?} names two ports; with several ports each has its own name",
-                    port.name
-                );
-                return Err(at(&format!("spec.ports[{i}].name"), reason));
-            }
+        if served && ports.is_empty() {
+            return Err(passed.nothing_left("spec.ports"));
         }
         let affinity = match spec.session_affinity.as_deref() {
             None | Some("None") => None,
@@ -188,13 +180,15 @@ impl RawService {
             Some("Local") => Ok(true),
             Some(other) => Err(at(field, one_of(other, &["Cluster", "Local"]))),
         };
+        // Advice, and newer Kubernetes may know more of it: without it the Service is served from everywhere.
         let distribution = match spec.traffic_distribution.as_deref() {
             None => None,
             Some("PreferClose" | "PreferSameZone") => Some(TrafficDistribution::PreferSameZone),
             Some("PreferSameNode") => Some(TrafficDistribution::PreferSameNode),
             Some(other) => {
                 let known = ["PreferClose", "PreferSameZone", "PreferSameNode"];
-                return Err(at("spec.trafficDistribution", one_of(other, &known)));
+                passed.add("spec.trafficDistribution", one_of(other, &known));
+                None
             }
         };
         let external_local = is_local(
@@ -204,11 +198,12 @@ impl RawService {
         // Elsewhere the API server does not take one.
         let health_check_port = match spec.health_check_node_port.filter(|port| *port != 0) {
             Some(port) if kind == "LoadBalancer" && external_local => {
-                Some(port_number(port).map_err(|reason| at("spec.healthCheckNodePort", reason))?)
+                passed.keep("spec.healthCheckNodePort", port_number(port))
             }
             _ => None,
         };
         Ok(Service {
+            created: self.metadata.created(passed),
             internal_local: is_local(
                 "spec.internalTrafficPolicy",
                 spec.internal_traffic_policy.as_deref(),
@@ -227,6 +222,30 @@ impl RawService {
             name,
         })
     }
+}
+
+/// Those of the ports that can be one; of two with one name, or one number and protocol, the first.
+fn checked_ports(written: &[RawPort], kind: &str, passed: &mut PassedOver) -> Vec<ServicePortSpec> {
+    let mut ports: Vec<ServicePortSpec> = Vec::new();
+    for (i, raw) in written.iter().enumerate() {
+        let checked = raw.check(kind).and_then(|port| {
+            let same = |other: &&ServicePortSpec| (other.port, other.protocol) == (port.port, port.protocol);
+            if ports.iter().any(|other| other.name == port.name) {
+                let reason = format!("{:?} names two ports; each has its own name", port.name);
+                return Err(("name", reason));
+            }
+            if let Some(other) = ports.iter().find(same) {
+                let reason = format!("{}/{} is port {:?} already", port.port, port.protocol, other.name);
+                return Err(("port", reason));
+            }
+            Ok(port)
+        });
+        match checked {
+            Ok(port) => ports.push(port),
+            Err((field, reason)) => passed.add(format_args!("spec.ports[{i}].{field}"), reason),
+        }
+    }
+    ports
 }
 
 impl RawPort {

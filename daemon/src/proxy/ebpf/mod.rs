@@ -115,6 +115,17 @@ impl EbpfProxy {
         })
     }
 
+    /// Leaves new connections to another dataplane; those whose packets are translated under way go on until [`Self::remove`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn retire(pins: &Path) -> Result<()> {
+        for pin in entries(&pins.join("sockets"))? {
+            link::remove(&pin)?;
+        }
+        tables::Entrance::open(&pins.join("maps"))?.close()
+    }
+
     /// Takes everything out of the kernel that was pinned under `pins`. What is gone already is fine.
     ///
     /// # Errors

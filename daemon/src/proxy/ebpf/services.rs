@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
+use litemap::LiteMap;
 use sluice_ebpf_types::{Frontend, FrontendKey, UDP};
 
 use super::addresses::{Addresses, is_cluster_ip};
@@ -17,7 +18,7 @@ use super::sources::Sources;
 use super::tables::Tables;
 use super::wanted;
 use crate::proxy::{Dirty, Programmed, SyncReport};
-use crate::state::service_port::{Scope, ServicePort, ServicePortKey};
+use crate::state::service_port::{FrontendKind, Scope, ServicePort, ServicePortKey};
 
 type Desired = BTreeMap<ServicePortKey, ServicePort>;
 
@@ -25,7 +26,8 @@ type Desired = BTreeMap<ServicePortKey, ServicePort>;
 #[derive(Debug)]
 struct Entry {
     set: BackendSet,
-    frontends: BTreeMap<FrontendKey, Frontend>,
+    /// Most have one, for which a tree would take the room of eleven.
+    frontends: LiteMap<FrontendKey, Frontend>,
 }
 
 /// Who holds a frontend.
@@ -80,7 +82,7 @@ impl Services {
                     id,
                     Entry {
                         set,
-                        frontends: BTreeMap::new(),
+                        frontends: LiteMap::new(),
                     },
                 )
             })
@@ -192,19 +194,26 @@ impl Services {
         }
         self.retry.clear();
         self.create_sets(tables, &keys, desired);
-        // What others may rely on is made before what is stale goes; scope Cluster comes before Local, which may use it.
+        // What others may rely on is made before what is stale goes, so that an address which moves from one Service to
+        // another leads somewhere throughout; scope Cluster comes before Local, which may use it.
+        let mut changed = BTreeSet::new();
         for key in &keys {
             let Some(port) = desired.get(key) else { continue };
             match self.set(tables, key, port, desired, &mut upheaval) {
-                Ok((changed, contested)) => {
-                    report.changed += usize::from(changed);
-                    report
-                        .failed
-                        .extend(contested.map(|reason| (key.clone(), reason)));
-                }
+                Ok(true) => _ = changed.insert(key),
+                Ok(false) => {}
                 Err(error) => report.failed.push((key.clone(), format!("{error:#}"))),
             }
         }
+        for key in &keys {
+            let Some(port) = desired.get(key) else { continue };
+            match self.remove_stale(tables, key, port, &mut upheaval) {
+                Ok(true) => _ = changed.insert(key),
+                Ok(false) => {}
+                Err(error) => report.failed.push((key.clone(), format!("{error:#}"))),
+            }
+        }
+        report.changed = changed.len();
         for key in keys.iter().filter(|key| !desired.contains_key(key)) {
             let Some((known, entry)) = self.entries.remove_entry(key) else {
                 continue;
@@ -250,20 +259,25 @@ impl Services {
         keys
     }
 
-    /// Looks whether a former daemon left the Service's set: the one its frontends lead to.
+    /// Looks whether a former daemon left the Service's set: the one its ClusterIP leads to, or else most of its frontends,
+    /// since one of them may have been another's then.
     fn take_up(&mut self, key: &ServicePortKey, port: &ServicePort) {
         if self.found.is_empty() || self.entries.contains_key(key) {
             return;
         }
-        let id = port.frontends.iter().find_map(|frontend| {
-            match self
-                .holders
-                .get(&wanted::frontend_key(frontend.address, key.protocol))
-            {
-                Some(Holder::Found(id)) => Some(*id),
-                _ => None,
+        let mut votes: BTreeMap<u32, usize> = BTreeMap::new();
+        for frontend in &port.frontends {
+            let weight = match frontend.kind {
+                FrontendKind::ClusterIp => port.frontends.len(),
+                _ => 1,
+            };
+            let frontend = wanted::frontend_key(frontend.address, key.protocol);
+            if let Some(Holder::Found(id)) = self.holders.get(&frontend) {
+                *votes.entry(*id).or_default() += weight;
             }
-        });
+        }
+        let most = votes.into_iter().max_by_key(|(_, votes)| *votes);
+        let id = most.map(|(id, _)| id);
         let Some(entry) = id.and_then(|id| self.found.remove(&id)) else {
             return;
         };
@@ -309,11 +323,11 @@ impl Services {
         self.next_id += 1;
         Entry {
             set: BackendSet::new(id),
-            frontends: BTreeMap::new(),
+            frontends: LiteMap::new(),
         }
     }
 
-    /// Programs one Service; whether something changed, and which frontends others hold.
+    /// Programs one Service, and takes what leads to it from whoever had that; whether something changed.
     fn set(
         &mut self,
         tables: &mut Tables,
@@ -321,7 +335,7 @@ impl Services {
         port: &ServicePort,
         desired: &Desired,
         upheaval: &mut Upheaval,
-    ) -> Result<(bool, Option<String>)> {
+    ) -> Result<bool> {
         let (known, mut entry) = match self.entries.remove_entry(key) {
             Some(known) => known,
             None => (Arc::new(key.clone()), self.new_entry()),
@@ -339,7 +353,7 @@ impl Services {
         port: &ServicePort,
         desired: &Desired,
         upheaval: &mut Upheaval,
-    ) -> Result<(bool, Option<String>)> {
+    ) -> Result<bool> {
         let udp = key.protocol.number() == UDP;
         let backends = wanted::backends(port);
         let had_backends = !entry.set.backends().is_empty();
@@ -358,31 +372,24 @@ impl Services {
         let ranges = port.source_ranges.as_deref().unwrap_or_default();
         changed |= self.sources.set(tables, entry.set.id, ranges)?;
         let frontends = wanted::frontends(key, port, entry.set.id, cluster, &self.node_addresses);
-        let mut contested = Vec::new();
         for (frontend, value) in &frontends {
             if entry.frontends.get(frontend) == Some(value) {
                 continue;
             }
-            if let Some(holder) = self.rival(key, frontend, desired) {
-                contested.push(format!(
-                    "{} belongs to {holder}",
-                    wanted::socket_address(frontend.address, frontend.port)
-                ));
-                continue;
-            }
             tables.frontends.set(frontend, value)?;
             changed = true;
-            let other = match self.holders.insert(*frontend, Holder::Known(Arc::clone(key))) {
+            let former = self.holders.insert(*frontend, Holder::Known(Arc::clone(key)));
+            if udp && former.is_none() {
+                upheaval.new_udp_frontends.insert(*frontend);
+            }
+            let other = match former {
                 Some(Holder::Known(other)) => self.entries.get_mut(&other),
                 Some(Holder::Found(id)) => self.found.get_mut(&id),
-                None => {
-                    if udp {
-                        upheaval.new_udp_frontends.insert(*frontend);
-                    }
-                    None
-                }
+                None => None,
             };
             let taken = other.and_then(|other| other.frontends.remove(frontend));
+            // Sockets that the former holder sent to one of its endpoints do not belong there any more.
+            upheaval.udp_lost |= udp && taken.is_some();
             let former = entry.frontends.insert(*frontend, *value).or(taken);
             if former.is_some_and(|former| is_cluster_ip(&former)) && !is_cluster_ip(value) {
                 self.addresses.remove(tables, frontend)?;
@@ -392,41 +399,41 @@ impl Services {
         for (frontend, _) in entry.frontends.iter().filter(|(_, value)| is_cluster_ip(value)) {
             self.addresses.set(tables, frontend, serves)?;
         }
+        Ok(changed)
+    }
+
+    /// Removes what leads to a Service and is not to any more; whether there was anything.
+    fn remove_stale(
+        &mut self,
+        tables: &mut Tables,
+        key: &ServicePortKey,
+        port: &ServicePort,
+        upheaval: &mut Upheaval,
+    ) -> Result<bool> {
+        let Some(entry) = self.entries.get_mut(key) else {
+            return Ok(false);
+        };
+        let wanted: BTreeSet<_> = port
+            .frontends
+            .iter()
+            .map(|frontend| wanted::frontend_key(frontend.address, key.protocol))
+            .collect();
         let stale: Vec<_> = entry
             .frontends
             .keys()
-            .filter(|key| !frontends.contains_key(key))
+            .filter(|key| !wanted.contains(key))
             .copied()
             .collect();
-        for frontend in stale {
-            tables.frontends.remove(&frontend)?;
-            let former = entry.frontends.remove(&frontend);
-            self.holders.remove(&frontend);
+        for frontend in &stale {
+            tables.frontends.remove(frontend)?;
+            let former = entry.frontends.remove(frontend);
+            self.holders.remove(frontend);
             if former.is_some_and(|former| is_cluster_ip(&former)) {
-                self.addresses.remove(tables, &frontend)?;
+                self.addresses.remove(tables, frontend)?;
             }
-            changed = true;
-            upheaval.udp_lost |= udp;
+            upheaval.udp_lost |= frontend.protocol == UDP;
         }
-        Ok((changed, (!contested.is_empty()).then(|| contested.join(", "))))
-    }
-
-    /// Another Service that holds `frontend` and means to keep it.
-    fn rival(
-        &self,
-        key: &ServicePortKey,
-        frontend: &FrontendKey,
-        desired: &Desired,
-    ) -> Option<Arc<ServicePortKey>> {
-        let Some(Holder::Known(holder)) = self.holders.get(frontend) else {
-            return None;
-        };
-        let claims = |port: &ServicePort| {
-            port.frontends
-                .iter()
-                .any(|f| wanted::frontend_key(f.address, holder.protocol) == *frontend)
-        };
-        (**holder != *key && desired.get(&**holder).is_some_and(claims)).then(|| Arc::clone(holder))
+        Ok(!stale.is_empty())
     }
 
     /// Removes a set and what leads to it, the way in first.

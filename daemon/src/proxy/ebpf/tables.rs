@@ -172,6 +172,47 @@ impl SocketTables {
     }
 }
 
+/// The tables by which connections begin, those pinned in `maps`.
+pub(super) struct Entrance {
+    frontends: Table<FrontendKey, Frontend>,
+    addresses: Table<Address, u32>,
+    node: Array<MapData, Node>,
+}
+
+impl Entrance {
+    /// Opens them.
+    ///
+    /// # Errors
+    /// One is not there.
+    pub fn open(maps: &Path) -> Result<Self> {
+        let pin = maps.join("node_v2");
+        let node = MapData::from_pin(&pin).with_context(|| format!("opening {}", pin.display()))?;
+        Ok(Self {
+            frontends: Table::open(maps, "frontends_v1", MAX_FRONTENDS)?,
+            addresses: Table::open(maps, "addresses_v1", MAX_FRONTENDS)?,
+            node: Array::try_from(Map::Array(node)).context("map node_v2")?,
+        })
+    }
+
+    /// Empties them: no connection begins any more, and no packet takes a short cut; those under way go on.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn close(&mut self) -> Result<()> {
+        let mut node = self.node.get(&0, 0).context("reading node_v2")?;
+        node.flags = 0;
+        self.node.set(0, node, 0).context("writing node_v2")?;
+        // While an address is known, a port of it that is not is refused.
+        for (key, _) in self.addresses.entries()? {
+            self.addresses.remove(&key)?;
+        }
+        for (key, _) in self.frontends.entries()? {
+            self.frontends.remove(&key)?;
+        }
+        Ok(())
+    }
+}
+
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
     ebpf.take_map(name)
         .with_context(|| format!("the eBPF object has no map {name}"))

@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use sluice_ebpf_types::{Address, Backend, Frontend, FrontendKey, MemberKey, frontend_flag, place};
 
-use crate::state::service_port::{self, FrontendKind, Place, Protocol, Scope, ServicePort, ServicePortKey};
+use crate::state::service_port::{
+    self, FrontendKind, Place, Protocol, Scope, ServicePort, ServicePortKey, WhenEmpty,
+};
 
 /// The key of a frontend at `address`.
 pub(super) fn frontend_key(address: SocketAddr, protocol: Protocol) -> FrontendKey {
@@ -41,12 +43,12 @@ pub(super) fn frontends(
                 flags |= frontend_flag::HOST_NETNS_ONLY;
             } else if outside {
                 flags |= frontend_flag::EXTERNAL;
-                if key.scope == Scope::Local {
-                    flags |= frontend_flag::DROP_WHEN_EMPTY;
-                }
                 if !matches!(frontend.kind, FrontendKind::NodePort | FrontendKind::HostPort) {
                     flags |= frontend_flag::FOREIGN;
                 }
+            }
+            if port.when_empty == WhenEmpty::Drop && !loopback {
+                flags |= frontend_flag::DROP_WHEN_EMPTY;
             }
             if let (FrontendKind::LoadBalancer, Some(ranges)) = (frontend.kind, &port.source_ranges) {
                 flags |= frontend_flag::RESTRICTED;
@@ -118,9 +120,9 @@ mod tests {
 
     fn key(scope: Scope) -> ServicePortKey {
         ServicePortKey {
-            namespace: "default".to_owned(),
-            name: "web".to_owned(),
-            port: String::new(),
+            namespace: "default".into(),
+            name: "web".into(),
+            port: "".into(),
             protocol: Protocol::Tcp,
             family: Family::V4,
             scope,
@@ -138,6 +140,7 @@ mod tests {
                 .collect(),
             backends: Vec::new(),
             affinity: None,
+            when_empty: WhenEmpty::Drop,
             source_ranges: None,
         }
     }
@@ -171,7 +174,7 @@ mod tests {
             ("203.0.113.2:80", FrontendKind::ExternalIp),
         ]);
         let all = frontends(&key(Scope::Cluster), &port, 7, None, &[]);
-        let expected = frontend_flag::EXTERNAL | frontend_flag::FOREIGN;
+        let expected = frontend_flag::EXTERNAL | frontend_flag::FOREIGN | frontend_flag::DROP_WHEN_EMPTY;
         assert!(all.values().all(|frontend| frontend.flags == expected));
     }
 
@@ -185,7 +188,7 @@ mod tests {
             &Frontend {
                 service: 7,
                 socket_service: 7,
-                flags: frontend_flag::CLUSTER_IP
+                flags: frontend_flag::CLUSTER_IP | frontend_flag::DROP_WHEN_EMPTY
             }
         );
     }

@@ -131,7 +131,7 @@ fn set_up(options: &Options, progress: &Progress) -> Result<Stage> {
     }
     for (file, text) in MANIFESTS {
         progress.step(format!("applying {file}"));
-        crate::manifests::apply_text(lab.name(), text, file)?;
+        crate::objects::apply_text(lab.name(), text, file)?;
     }
     Ok(Stage {
         lab,

@@ -1,0 +1,342 @@
+//! A real control plane on a host of the lab: etcd, kube-apiserver, and of kube-controller-manager what makes EndpointSlices.
+//!
+//! No kubelet runs on the nodes and no scheduler: the lab makes the pods, and its Node and Pod objects say so.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
+
+use crate::plan::{self, CONTROL, Host};
+use crate::progress::Progress;
+use crate::state::Record;
+use crate::{api, cgroup, objects, up};
+
+/// The release that is built, as `dev` builds it.
+const RELEASE: &str = "1.34.2";
+
+/// The release of [`Release::Newest`], as `dev` builds it.
+const NEWEST: &str = "1.37.2";
+
+/// Which kube-apiserver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// The one that the rest of the control plane is of, or that of `$KUBEBUILDER_ASSETS`.
+    Usual,
+    /// The newest that there is.
+    Newest,
+}
+
+/// Credentials of the cluster's administrator, on the control plane's host.
+pub const ADMIN_KUBECONFIG: &str = "/etc/kubernetes/admin.kubeconfig";
+
+/// Credentials of the daemon, on each node.
+pub const NODE_KUBECONFIG: &str = "/etc/sluice/kubeconfig";
+
+/// The token that they name.
+pub const TOKEN: &str = "/etc/sluice/token";
+
+/// Where all keys and certificates are, on the control plane's host.
+const KEYS: &str = "/etc/kubernetes/pki";
+
+/// How long the token is good for, in seconds.
+const TOKEN_LIFE: i64 = 24 * 3600;
+
+/// How long a server may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The controllers that are needed; others would miss kubelets and take the lab's nodes for dead. The collector takes the slices of Services
+/// that are gone.
+const CONTROLLERS: &str =
+    "endpointslice-controller,endpointslice-mirroring-controller,garbage-collector-controller";
+
+/// What Sluice may do, as users apply it.
+const RBAC: &str = include_str!("../../../deploy/rbac.yaml");
+
+/// The port of API server number `number`, from 1: all run on one host.
+#[must_use]
+pub fn port(number: u16) -> u16 {
+    6442 + number
+}
+
+/// Where API server number `number` is reached from nodes.
+#[must_use]
+pub fn server(control: &Host, number: u16) -> String {
+    let port = port(number);
+    match control.addresses[0] {
+        IpAddr::V4(address) => format!("https://{address}:{port}"),
+        IpAddr::V6(address) => format!("https://[{address}]:{port}"),
+    }
+}
+
+/// One of the control plane's programs: from `$KUBEBUILDER_ASSETS`, else from where `./dev setup` builds them.
+fn program(name: &str, release: Release) -> Result<String> {
+    let (assets, release) = match release {
+        Release::Usual => (std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from), RELEASE),
+        Release::Newest => (None, NEWEST),
+    };
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    let built = cache
+        .or_else(home)
+        .map(|cache| cache.join("sluice").join(format!("kubernetes-{release}")));
+    let folders: Vec<PathBuf> = assets.into_iter().chain(built).collect();
+    folders
+        .iter()
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+        .map(|program| program.display().to_string())
+        .ok_or_else(|| {
+            anyhow!(
+                "no {name} in any of {folders:?}; ./dev setup builds it, \
+                 or name a folder that has it in KUBEBUILDER_ASSETS"
+            )
+        })
+}
+
+/// Starts all of it on the host `control`, and makes what nodes need to ask it.
+///
+/// # Errors
+/// What failed, with the end of its log.
+pub(crate) fn start(record: &Record, progress: &Progress) -> Result<()> {
+    let control = record.member(CONTROL)?;
+    progress.step("making the cluster's keys");
+    make_keys(control.init.root(KEYS), &control.host)?;
+    let kubeconfig = |authority: &str, user: &str| kubeconfig(&server(&control.host, 1), authority, user);
+    let pki = |name: &str| format!("{KEYS}/{name}");
+    let user = format!(
+        "client-certificate: {}, client-key: {}",
+        pki("admin.crt"),
+        pki("admin.key")
+    );
+    fs::write(
+        control.init.root(ADMIN_KUBECONFIG),
+        kubeconfig(&pki("ca.crt"), &user),
+    )?;
+    progress.step("starting etcd");
+    start_etcd(record)?;
+    progress.step("starting kube-apiserver");
+    start_api_server(record, 1, Release::Usual, &[])?;
+    // Namespaces are made after the server is ready.
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = objects::apply_text(&record.options.name, RBAC, "deploy/rbac.yaml") {
+        if Instant::now() > deadline {
+            return Err(error);
+        }
+        sleep(Duration::from_millis(100));
+    }
+    progress.step("starting kube-controller-manager");
+    let arguments = [
+        format!("--kubeconfig={ADMIN_KUBECONFIG}"),
+        format!("--controllers={CONTROLLERS}"),
+        "--leader-elect=false".to_owned(),
+        // Endpoints that change are told at once.
+        "--kube-api-qps=1000".to_owned(),
+        "--kube-api-burst=1000".to_owned(),
+        "--concurrent-service-endpoint-syncs=20".to_owned(),
+    ];
+    launch(
+        record,
+        "kube-controller-manager",
+        &program("kube-controller-manager", Release::Usual)?,
+        &arguments,
+    )
+}
+
+/// Gives a node's daemon its credentials.
+///
+/// # Errors
+/// The server's.
+pub(crate) fn introduce(record: &Record, node: &str) -> Result<()> {
+    let control = record.member(CONTROL)?;
+    let node = record.member(node)?;
+    let authority = fs::read(control.init.root(&format!("{KEYS}/ca.crt")))?;
+    fs::write(node.init.root("/etc/sluice/ca.crt"), authority)?;
+    fs::write(node.init.root(TOKEN), api::token(record, "sluice", TOKEN_LIFE)?)?;
+    let user = format!("tokenFile: {TOKEN}");
+    let text = kubeconfig(&server(&control.host, 1), "/etc/sluice/ca.crt", &user);
+    fs::write(node.init.root(NODE_KUBECONFIG), text)?;
+    Ok(())
+}
+
+fn kubeconfig(server: &str, authority: &str, user: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
+         clusters: [{{name: lab, cluster: {{server: {server:?}, certificate-authority: {authority}}}}}]\n\
+         users: [{{name: lab, user: {{{user}}}}}]\n\
+         contexts: [{{name: lab, context: {{cluster: lab, user: lab}}}}]\n"
+    )
+}
+
+/// Starts etcd.
+///
+/// # Errors
+/// It cannot be started.
+fn start_etcd(record: &Record) -> Result<()> {
+    let arguments = [
+        "--data-dir=/var/lib/etcd",
+        "--listen-client-urls=http://127.0.0.1:2379",
+        "--advertise-client-urls=http://127.0.0.1:2379",
+        "--listen-peer-urls=http://127.0.0.1:2380",
+        // Its disk is nothing that outlives the lab.
+        "--unsafe-no-fsync",
+        "--log-level=warn",
+    ]
+    .map(str::to_owned);
+    launch(record, "etcd", &program("etcd", Release::Usual)?, &arguments)
+}
+
+/// Starts API server number `number` with `extra` arguments, and waits until it is ready.
+///
+/// # Errors
+/// It is not ready in time; with the end of its log.
+pub(crate) fn start_api_server(record: &Record, number: u16, release: Release, extra: &[&str]) -> Result<()> {
+    let control = record.member(CONTROL)?;
+    let options = &record.options;
+    let pki = |name: &str| format!("{KEYS}/{name}");
+    let mut arguments = vec![
+        "--etcd-servers=http://127.0.0.1:2379".to_owned(),
+        format!("--advertise-address={}", control.host.addresses[0]),
+        format!("--secure-port={}", port(number)),
+        format!("--tls-cert-file={}", pki("server.crt")),
+        format!("--tls-private-key-file={}", pki("server.key")),
+        format!("--client-ca-file={}", pki("ca.crt")),
+        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+        format!("--service-account-signing-key-file={}", pki("accounts.key")),
+        format!("--service-account-key-file={}", pki("accounts.pub")),
+        format!(
+            "--service-cluster-ip-range={}",
+            plan::service_cidrs(options.families).join(",")
+        ),
+        "--authorization-mode=Node,RBAC".to_owned(),
+        // The lab's pods have none.
+        "--disable-admission-plugins=ServiceAccount".to_owned(),
+    ];
+    arguments.extend(extra.iter().map(|argument| (*argument).to_owned()));
+    let name = api_server(number);
+    launch(record, &name, &program("kube-apiserver", release)?, &arguments)?;
+    let address = format!("https://127.0.0.1:{}/readyz", port(number));
+    let (certificate, key) = (pki("admin.crt"), pki("admin.key"));
+    let ask = [
+        "curl",
+        "-sk",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        "--cert",
+        &certificate,
+        "--key",
+        &key,
+        &address,
+    ];
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let answer = up::exec_command(record, CONTROL, &[], &ask).output()?;
+        if answer.stdout == b"200" {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "{name} is not ready; the end of its log:\n{}",
+                log_end(record, &name, 15)
+            );
+        }
+        sleep(Duration::from_millis(50));
+    }
+}
+
+fn api_server(number: u16) -> String {
+    format!("kube-apiserver-{number}")
+}
+
+/// Sends a signal to API server number `number`, and after SIGKILL waits for its end.
+///
+/// # Errors
+/// It does not run.
+pub(crate) fn signal_api_server(record: &Record, number: u16, signal: Signal) -> Result<()> {
+    let mark = format!("--secure-port={}", port(number));
+    let group = cgroup::of_lab(&record.options.name)?.join(CONTROL);
+    let find = || {
+        cgroup::processes(&group).into_iter().find(|pid| {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            words.split(|byte| *byte == 0).any(|word| word == mark.as_bytes())
+        })
+    };
+    let pid = find().ok_or_else(|| anyhow!("{} does not run", api_server(number)))?;
+    kill(Pid::from_raw(pid), signal).with_context(|| format!("signalling {}", api_server(number)))?;
+    // Its port is free when its last thread is gone; only then it is reaped.
+    while signal == Signal::SIGKILL && Path::new(&format!("/proc/{pid}")).exists() {
+        sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn launch(record: &Record, name: &str, program: &str, arguments: &[String]) -> Result<()> {
+    let log = format!("/var/log/{name}.log");
+    let command: Vec<&str> = std::iter::once(program)
+        .chain(arguments.iter().map(String::as_str))
+        .collect();
+    up::must(record, CONTROL, &["--detach-to", &log], &command).map(drop)
+}
+
+fn log_end(record: &Record, name: &str, lines: usize) -> String {
+    let path = crate::state::logs(&record.options.name, CONTROL).join(format!("{name}.log"));
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// An authority, and what it signs: the servers' certificate and the administrator's; and the key that signs tokens.
+fn make_keys(folder: PathBuf, control: &Host) -> Result<()> {
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let write = |name: &str, text: String| {
+        let path = folder.join(name);
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+    };
+    let named = |common: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, common);
+        params
+    };
+    let mut authority = named("lab");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate()?;
+    write("ca.crt", authority.self_signed(&key)?.pem())?;
+    let authority = Issuer::new(authority, key);
+
+    let mut server = named("kube-apiserver");
+    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    server.subject_alt_names = control
+        .addresses
+        .iter()
+        .copied()
+        .chain([IpAddr::from([127, 0, 0, 1])])
+        .map(SanType::IpAddress)
+        .collect();
+    for name in ["kubernetes", "kubernetes.default", "kubernetes.default.svc"] {
+        server.subject_alt_names.push(SanType::DnsName(name.try_into()?));
+    }
+    let mut admin = named("admin");
+    // Whoever is of this group may do everything.
+    admin
+        .distinguished_name
+        .push(DnType::OrganizationName, "system:masters");
+    admin.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    for (name, params) in [("server", server), ("admin", admin)] {
+        let key = KeyPair::generate()?;
+        write(&format!("{name}.crt"), params.signed_by(&key, &authority)?.pem())?;
+        write(&format!("{name}.key"), key.serialize_pem())?;
+    }
+    let accounts = KeyPair::generate()?;
+    write("accounts.pub", accounts.public_key_pem())?;
+    write("accounts.key", accounts.serialize_pem())
+}

@@ -1,0 +1,145 @@
+//! Another `proxy.mode` on a running node: Services are served throughout, and nothing of the old one stays.
+
+use anyhow::{Result, bail};
+use sluice_lab::{Lab, Node, Options, ProxyMode, wait_until};
+use sluice_tests::{PATIENCE, switch_proxy};
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  clusterIPs: [10.96.1.1, 'fd00:96::1:1']
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080, nodePort: 30080}]
+";
+
+/// What a node has of the Services of eBPF, nftables and iptables, and of what the latter two share.
+fn traces(node: &Node<'_>) -> Result<[String; 4]> {
+    let list = |script: &str| node.sh(&format!("{script}; true"));
+    Ok([
+        list("ls /sys/fs/bpf/sluice 2>/dev/null")?,
+        list("nft list tables | grep sluice-services")?,
+        list("(iptables-save; ip6tables-save) | grep SLUICE- | grep -v SLUICE-FORWARD")?,
+        list("ip -o link show | grep -o 'sluice-np[01]@'")?,
+    ])
+}
+
+/// Waits until a node has something of these alone, in the order of [`traces`].
+fn has_alone(node: &Node<'_>, wanted: [bool; 4]) {
+    let gone = wait_until("what the old one had is gone", PATIENCE, || {
+        let traces = traces(node)?;
+        if traces.each_ref().map(|trace| !trace.is_empty()) != wanted {
+            bail!("there is {traces:?}");
+        }
+        Ok(true)
+    });
+    if let Err(error) = gone {
+        panic!("{error:#}");
+    }
+}
+
+/// S20 S24
+#[test]
+fn through_all_three_no_connection_fails_and_nothing_is_left() {
+    let lab = Lab::up(Options {
+        nodes: 2,
+        proxy: ProxyMode::Ebpf,
+        ..Options::default()
+    })
+    .unwrap();
+    for (name, node) in [("a", "node1"), ("b", "node2")] {
+        let serve = ["sluice-lab", "talk-serve", name, "8080"];
+        lab.pod_add(node, name, &[("app", "web")], &serve).unwrap();
+    }
+    lab.pod_add("node1", "asker", &[], &[]).unwrap();
+    lab.apply_text(SERVICE).unwrap();
+    let node1 = lab.node("node1");
+    let asked = |from: &Node<'_>, at: &str| from.run(&["sluice-lab", "talk-ask", "TCP", at, "20", "1"]);
+    let serves = |text: &str| {
+        text.lines()
+            .all(|line| line.starts_with("a ") || line.starts_with("b "))
+    };
+    let node_port = format!("{}:30080", lab.host("node1").unwrap().addresses[0]);
+    let places = [
+        (lab.pod("asker").unwrap(), "10.96.1.1:80".to_owned()),
+        (lab.pod("asker").unwrap(), "[fd00:96::1:1]:80".to_owned()),
+        (node1.clone(), "10.96.1.1:80".to_owned()),
+        (lab.client(), node_port),
+    ];
+    for (from, at) in &places {
+        wait_until("the Service is served", PATIENCE, || {
+            Ok(serves(&asked(from, at)?))
+        })
+        .unwrap();
+    }
+    let before = traces(&node1).unwrap();
+    has_alone(&node1, [true, false, false, false]);
+
+    let load: Vec<_> = (0..)
+        .zip(&places)
+        .map(|(number, (from, at))| {
+            // Not as fast as can be: each connection is remembered for two minutes, and there is room for so many. And patient
+            // enough for a SYN to be sent again: the kernel drops what a pod's device has in hand while its qdisc goes.
+            let ask = format!("sluice-lab talk-ask --patience 4 TCP '{at}' 5 1");
+            let script = format!("while {ask} >> /run/asked-{number}; do busybox usleep 20000; done");
+            from.spawn(&["busybox", "sh", "-c", &script]).unwrap()
+        })
+        .collect();
+    switch_proxy(&lab, "node1", "ebpf", "nftables").unwrap();
+    has_alone(&node1, [false, true, false, true]);
+    // One node of each now.
+    for (from, at) in &places {
+        assert!(serves(&asked(from, at).unwrap()));
+    }
+    // Begun by nftables, these outlive it: connection tracking goes on translating them.
+    let kept: Vec<_> = (0..)
+        .zip(&places)
+        .map(|(number, (from, at))| {
+            let script = format!("exec sluice-lab talk-keep TCP '{at}' > /run/kept-{number}");
+            from.spawn(&["busybox", "sh", "-c", &script]).unwrap()
+        })
+        .collect();
+    let answers = |number: usize| -> Result<usize> {
+        let place = if number == 3 { lab.client() } else { node1.clone() };
+        let said = place.run(&["cat", &format!("/run/kept-{number}")])?;
+        assert!(!said.contains("ended"), "{}: {said}", places[number].1);
+        Ok(said.lines().count())
+    };
+    let go_on = || {
+        for number in 0..places.len() {
+            let before = answers(number).unwrap_or_default();
+            wait_until("the conversation goes on", PATIENCE, || {
+                Ok(answers(number)? > before + 2)
+            })
+            .unwrap();
+        }
+    };
+    go_on();
+    switch_proxy(&lab, "node1", "nftables", "iptables").unwrap();
+    has_alone(&node1, [false, false, true, true]);
+    go_on();
+    switch_proxy(&lab, "node1", "iptables", "ebpf").unwrap();
+    has_alone(&node1, [true, false, false, false]);
+    assert_eq!(traces(&node1).unwrap(), before);
+    go_on();
+    drop((load, kept));
+    for (number, (_, at)) in (0..).zip(&places) {
+        // The last line may have been cut off with its process.
+        let file = format!("/run/asked-{number}");
+        let place = if number == 3 { lab.client() } else { node1.clone() };
+        let said = place.run(&["cat", &file]).unwrap();
+        let lines: Vec<&str> = said.lines().collect();
+        let whole = &lines[..lines.len() - 1];
+        let failed: Vec<_> = (1..).zip(whole).filter(|(_, line)| !serves(line)).collect();
+        assert!(whole.len() > 100, "{at}: only {} were asked", whole.len());
+        assert!(
+            failed.is_empty(),
+            "{number} {at}: {} of {} failed: {:?}",
+            failed.len(),
+            whole.len(),
+            failed
+        );
+    }
+}
