@@ -17,6 +17,9 @@ const PID: &str = "/run/containerd.pid";
 const SOCKET: &str = "/run/containerd/containerd.sock";
 const LOG: &str = "/var/log/containerd.log";
 
+/// How often a command is run whose output was lost.
+const OUTPUT_TRIES: u32 = 20;
+
 /// The containerd of a node.
 pub struct Containerd<'lab> {
     lab: &'lab Lab,
@@ -158,13 +161,26 @@ impl<'lab> Containerd<'lab> {
         Ok(running)
     }
 
-    /// Runs a busybox applet inside a container.
+    /// Runs a busybox applet inside a container; one that only asks, as it may be run more than once.
     ///
     /// # Errors
     /// It failed.
     pub fn inside(&self, namespace: &str, container: &str, applet: &[&str]) -> Result<String> {
         let start = ["task", "exec", "--exec-id", "asked", container, "/bin/busybox"];
-        self.ctr_in(namespace, &[&start, applet].concat())
+        // On a busy machine `ctr` now and then ends before it has passed on what was printed, and calls that success. So the end of
+        // the output says that it is the end.
+        let script = ["sh", "-c", "/bin/busybox \"$@\" && echo the-end", "sh"];
+        let command = [&start, &script[..], applet].concat();
+        for _ in 0..OUTPUT_TRIES {
+            if let Some(said) = self
+                .ctr_in(namespace, &command)?
+                .trim_end()
+                .strip_suffix("the-end")
+            {
+                return Ok(said.to_owned());
+            }
+        }
+        bail!("what {applet:?} printed in {container} was lost {OUTPUT_TRIES} times")
     }
 
     /// A client of containerd's CRI service.
