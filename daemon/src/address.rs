@@ -172,14 +172,77 @@ impl<'de> Deserialize<'de> for ServerUrls {
     }
 }
 
+/// Addresses of etcd's members, `http` or `https`; a list, or in a variable one text with commas between them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct MemberUrls(Vec<String>);
+
+impl std::ops::Deref for MemberUrls {
+    type Target = [String];
+
+    fn deref(&self) -> &[String] {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for MemberUrls {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(MembersVisitor)
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> de::Visitor<'de> for MembersVisitor {
+    type Value = MemberUrls;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of addresses, as in [https://192.0.2.1:2379]")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<MemberUrls, E> {
+        let written = text.split(',').map(str::trim).filter(|member| !member.is_empty());
+        let members: Result<_, _> = written.map(parse_member).collect();
+        members.map(MemberUrls).map_err(E::custom)
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<MemberUrls, A::Error> {
+        let mut members = Vec::new();
+        while let Some(Member(member)) = list.next_element()? {
+            members.push(member);
+        }
+        Ok(MemberUrls(members))
+    }
+}
+
+/// One of a list, so that an error has its line.
+struct Member(String);
+
+impl<'de> Deserialize<'de> for Member {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse_member(&text).map(Self).map_err(de::Error::custom)
+    }
+}
+
+fn parse_member(text: &str) -> Result<String, String> {
+    let uri: Option<Uri> = text.parse().ok();
+    uri.filter(|uri| is_bare(uri) && matches!(uri.scheme_str(), Some("http" | "https")))
+        .map(|uri| uri.to_string().trim_end_matches('/').to_owned())
+        .ok_or_else(|| {
+            format!("{text:?} is not a member of etcd; something like https://192.0.2.1:2379 is wanted")
+        })
+}
+
+/// Whether it is a host and nothing behind it.
+fn is_bare(uri: &Uri) -> bool {
+    uri.path_and_query().is_none_or(|path| path == "/") && uri.host().is_some_and(|host| !host.is_empty())
+}
+
 /// One server's address, without a path.
 fn parse_server(text: &str) -> Result<Uri, String> {
-    let fits = |uri: &Uri| {
-        let bare = uri.path_and_query().is_none_or(|path| path == "/");
-        bare && uri.scheme_str() == Some("https") && uri.host().is_some_and(|host| !host.is_empty())
-    };
     text.parse()
         .ok()
-        .filter(fits)
+        .filter(|uri| is_bare(uri) && uri.scheme_str() == Some("https"))
         .ok_or_else(|| format!("{text:?} is not a server; something like https://192.0.2.1:6443 is wanted"))
 }

@@ -86,6 +86,14 @@ pub fn read(path: &Path) -> Result<Option<Saved>> {
     }))
 }
 
+/// What was saved in [`PATH`]; that it cannot be read is a warning, since nothing is lost with it that a datastore will not say again.
+pub fn read_or_warn() -> Option<Saved> {
+    read(Path::new(PATH)).unwrap_or_else(|error| {
+        tracing::warn!("{error:#}");
+        None
+    })
+}
+
 fn text(cluster: &Cluster) -> serde_json::Result<Vec<u8>> {
     let mut text = Vec::new();
     let head = Head {
@@ -103,8 +111,11 @@ fn text(cluster: &Cluster) -> serde_json::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Whole or not at all.
-fn write(path: &Path, text: &[u8]) -> io::Result<()> {
+/// Writes a file whole or not at all, and waits until the disk has it.
+///
+/// # Errors
+/// The file system's.
+pub fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(folder)?;
     let temporary = path.with_extension("new");
@@ -171,7 +182,7 @@ impl Saver {
         self.saved = Some(Instant::now());
         let text = text(cluster);
         self.writing = Some(tokio::task::spawn_blocking(move || {
-            write(Path::new(PATH), &text?)
+            write_whole(Path::new(PATH), &text?)
         }));
     }
 }
@@ -213,7 +224,7 @@ mod tests {
         let path = directory.path().join("sluice/cluster.jsonl");
         assert!(read(&path).unwrap().is_none());
         let cluster = cluster();
-        write(&path, &text(&cluster).unwrap()).unwrap();
+        write_whole(&path, &text(&cluster).unwrap()).unwrap();
         let saved = read(&path).unwrap().unwrap();
         assert_eq!(saved.objects, cluster.objects().collect::<Vec<_>>());
         assert_eq!(saved.objects.len(), 4);

@@ -4,6 +4,7 @@
 
 pub mod containerd;
 pub mod cri;
+pub mod datastore;
 pub mod oci_image;
 pub mod podman;
 pub mod scenario;

@@ -5,11 +5,13 @@
 
 use std::time::Duration;
 
-use anyhow::bail;
 use nix::sys::signal::Signal;
 use sluice_lab::control_plane::Release;
 use sluice_lab::{Datastore, Lab, Options, wait_until};
-use sluice_tests::{PATIENCE, problems};
+use sluice_tests::PATIENCE;
+use sluice_tests::datastore::{
+    known, reboot, service, wait_for_no_problem_with, wait_for_problem, wait_for_services,
+};
 
 /// A paused server, or a way to it that is cut, is found by probes of the connection.
 const PATIENCE_WITH_SILENCE: Duration = Duration::from_secs(60);
@@ -23,59 +25,8 @@ fn lab() -> Lab {
     .unwrap()
 }
 
-fn service(name: &str, address: &str) -> String {
-    format!(
-        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n\
-         spec: {{clusterIPs: [{address}], selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}\n"
-    )
-}
-
-/// The names of the Services that a node has in its kernel.
-fn known(lab: &Lab, node: &str) -> anyhow::Result<Vec<String>> {
-    let services = lab.ctl_json(node, &["services"])?;
-    let mut names: Vec<String> = services
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|service| Some(service["name"].as_str()?.to_owned()))
-        .filter(|name| name != "kubernetes")
-        .collect();
-    names.sort();
-    names.dedup();
-    Ok(names)
-}
-
-fn wait_for_services(lab: &Lab, node: &str, wanted: &[&str], patience: Duration) {
-    wait_until("the node has the Services", patience, || {
-        let known = known(lab, node)?;
-        if known != wanted {
-            bail!("it has {known:?}; wanted are {wanted:?}");
-        }
-        Ok(true)
-    })
-    .unwrap_or_else(|error| panic!("{error:#}\n{}", problems(lab, node).unwrap()));
-}
-
-fn wait_for_problem(lab: &Lab, node: &str, wanted: &str, patience: Duration) {
-    wait_until("the node tells the problem", patience, || {
-        let told = problems(lab, node)?;
-        if !told.contains(wanted) {
-            bail!("it tells {told:?}; wanted is {wanted:?}");
-        }
-        Ok(true)
-    })
-    .unwrap_or_else(|error| panic!("{error:#}"));
-}
-
 fn wait_for_no_problem(lab: &Lab, node: &str, patience: Duration) {
-    wait_until("nothing is wrong any more", patience, || {
-        let told = problems(lab, node)?;
-        if told.contains("API server") {
-            bail!("it tells {told:?}");
-        }
-        Ok(true)
-    })
-    .unwrap_or_else(|error| panic!("{error:#}"));
+    wait_for_no_problem_with(lab, node, "API server", patience);
 }
 
 /// Has the node's daemon ask these servers, in their order.
@@ -242,11 +193,7 @@ fn a_node_without_a_server_serves_what_it_knew_and_catches_up() {
     })
     .unwrap();
     lab.stop_sluiced("node2").unwrap();
-    // A reboot takes all that a clean-up takes, but for what is on the disk.
-    node.sh("cp -a /var/lib/sluice /var/lib/kept && sluiced cleanup")
-        .unwrap();
-    node.sh("test ! -e /var/lib/sluice && mv /var/lib/kept /var/lib/sluice")
-        .unwrap();
+    reboot(&node);
     assert!(node.get("10.96.1.1", 80, "").is_err());
     assert!(lab.delete_object("Service", "two").unwrap());
     lab.signal_api_server(1, Signal::SIGKILL).unwrap();

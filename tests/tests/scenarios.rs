@@ -68,6 +68,16 @@ fn from_a_kubernetes_api() {
     play(lab.unwrap());
 }
 
+/// D3: from an etcd of one's own, where endpoints come from pods.
+#[test]
+fn from_etcd() {
+    let lab = Lab::up(Options {
+        datastore: Datastore::Etcd,
+        ..Options::default()
+    });
+    play(lab.unwrap());
+}
+
 /// S24: the third by the legacy flavour of iptables.
 #[test]
 fn a_node_of_each() {

@@ -106,6 +106,8 @@ pub struct Agent {
     /// Keeps what a remote datastore said for a start without it.
     saver: Option<Saver>,
     loaded: bool,
+    /// What the datastore has this node's pods wait for.
+    datastore_awaits: Option<String>,
     dirty: Marks,
     /// Who holds which pod CIDR; kept so that a newcomer cannot take one.
     held: BTreeMap<IpNetwork, String>,
@@ -187,6 +189,7 @@ impl Agent {
             source,
             cluster: Cluster::default(),
             loaded: false,
+            datastore_awaits: None,
             dirty: Marks {
                 nodes: true,
                 all_services: true,
@@ -322,6 +325,12 @@ impl Agent {
                 self.found("datastore", list);
                 Touched::default()
             }
+            Event::Await(what) => {
+                self.datastore_awaits = what;
+                // The plugin is to be told.
+                self.dirty.nodes = true;
+                Touched::default()
+            }
         };
         if let Some(saver) = &mut self.saver
             && (touched.nodes || !touched.services.is_empty())
@@ -382,6 +391,10 @@ impl Agent {
         let problem = self
             .node_file
             .write(self.outcome.as_ref(), &self.routes, &awaiting, impairments);
+        let problem = match &self.datastore_awaits {
+            Some(reason) if self.outcome.is_none() => problem.or(node_file::hold_back(reason)),
+            _ => problem,
+        };
         let done = problem.is_none();
         self.found("node file", problem.into_iter().collect());
         done
@@ -432,6 +445,7 @@ impl Agent {
         } else if self.outcome.is_none() {
             awaiting.push("the network to be programmed".to_owned());
         }
+        awaiting.extend(self.datastore_awaits.clone());
         if !self.synced && self.config.proxy.mode != ProxyMode::Off {
             awaiting.push("Services to be programmed".to_owned());
         }

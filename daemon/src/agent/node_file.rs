@@ -71,6 +71,21 @@ impl Writer {
     }
 }
 
+/// Has the plugin wire no pods though an older daemon's file is all there is: it names pod CIDRs that may be another node's now.
+/// Says what went wrong.
+pub fn hold_back(reason: &str) -> Option<String> {
+    let path = Path::new(NODE_FILE);
+    // Where there is none, or none that is understood, no pods are wired either.
+    let mut file = NodeFile::read(path).ok()?;
+    if file.not_ready == reason {
+        return None;
+    }
+    file.not_ready = reason.to_owned();
+    file.write(path)
+        .err()
+        .map(|error| format!("writing {NODE_FILE}: {error}"))
+}
+
 /// Writes the conflist under a temporary name and renames it: a runtime's watcher sees a whole file appear.
 fn ensure_conflist(path: &Path, host_ports: bool) -> io::Result<()> {
     let text = conflist(host_ports);

@@ -158,7 +158,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         config.cluster_cidrs.iter().copied().collect(),
         report_sender,
     ));
-    let source = Source::of(&config.datastore);
+    let source = Source::of(&config);
     let agent = Agent::new(config.clone(), source.clone(), proxy, removed)?;
     if let Source::Kubernetes(servers) = &source {
         let condition = node_condition::run(servers.clone(), config.node_name, agent.awaited());

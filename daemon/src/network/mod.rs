@@ -24,6 +24,7 @@ use crate::state::service_port::Family;
 pub mod desired;
 pub mod monitor;
 pub mod netlink;
+pub mod own_addresses;
 pub mod paths;
 pub mod pods;
 pub mod sysctl;

@@ -4,21 +4,19 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
-};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use rcgen::{DnType, ExtendedKeyUsagePurpose, KeyPair, SanType};
 
+use crate::pki::{self, Authority, Folder};
 use crate::plan::{self, CONTROL, Host};
 use crate::progress::Progress;
 use crate::state::Record;
-use crate::{api, cgroup, objects, up};
+use crate::{api, objects, servers, up};
 
 /// The release that is built, as `dev` builds it.
 const RELEASE: &str = "1.34.2";
@@ -75,31 +73,6 @@ pub fn server(control: &Host, number: u16) -> String {
         IpAddr::V4(address) => format!("https://{address}:{port}"),
         IpAddr::V6(address) => format!("https://[{address}]:{port}"),
     }
-}
-
-/// One of the control plane's programs: from `$KUBEBUILDER_ASSETS`, else from where `./dev setup` builds them.
-fn program(name: &str, release: Release) -> Result<String> {
-    let (assets, release) = match release {
-        Release::Usual => (std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from), RELEASE),
-        Release::Newest => (None, NEWEST),
-    };
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    let built = cache
-        .or_else(home)
-        .map(|cache| cache.join("sluice").join(format!("kubernetes-{release}")));
-    let folders: Vec<PathBuf> = assets.into_iter().chain(built).collect();
-    folders
-        .iter()
-        .map(|folder| folder.join(name))
-        .find(|program| program.is_file())
-        .map(|program| program.display().to_string())
-        .ok_or_else(|| {
-            anyhow!(
-                "no {name} in any of {folders:?}; ./dev setup builds it, \
-                 or name a folder that has it in KUBEBUILDER_ASSETS"
-            )
-        })
 }
 
 /// Starts all of it on the host `control`, and makes what nodes need to ask it.
@@ -247,7 +220,7 @@ pub(crate) fn start_api_server(record: &Record, number: u16, release: Release, e
         if Instant::now() > deadline {
             bail!(
                 "{name} is not ready; the end of its log:\n{}",
-                log_end(record, &name, 15)
+                servers::log_end(record, CONTROL, &name, 15)
             );
         }
         sleep(Duration::from_millis(50));
@@ -264,79 +237,44 @@ fn api_server(number: u16) -> String {
 /// It does not run.
 pub(crate) fn signal_api_server(record: &Record, number: u16, signal: Signal) -> Result<()> {
     let mark = format!("--secure-port={}", port(number));
-    let group = cgroup::of_lab(&record.options.name)?.join(CONTROL);
-    let find = || {
-        cgroup::processes(&group).into_iter().find(|pid| {
-            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            words.split(|byte| *byte == 0).any(|word| word == mark.as_bytes())
-        })
-    };
-    let pid = find().ok_or_else(|| anyhow!("{} does not run", api_server(number)))?;
-    kill(Pid::from_raw(pid), signal).with_context(|| format!("signalling {}", api_server(number)))?;
-    // Its port is free when its last thread is gone; only then it is reaped.
-    while signal == Signal::SIGKILL && Path::new(&format!("/proc/{pid}")).exists() {
-        sleep(Duration::from_millis(5));
-    }
-    Ok(())
+    servers::signal(record, CONTROL, &mark, signal).with_context(|| api_server(number))
 }
 
 fn launch(record: &Record, name: &str, program: &str, arguments: &[String]) -> Result<()> {
-    let log = format!("/var/log/{name}.log");
-    let command: Vec<&str> = std::iter::once(program)
-        .chain(arguments.iter().map(String::as_str))
-        .collect();
-    up::must(record, CONTROL, &["--detach-to", &log], &command).map(drop)
+    servers::launch(record, CONTROL, name, program, arguments)
 }
 
-fn log_end(record: &Record, name: &str, lines: usize) -> String {
-    let path = crate::state::logs(&record.options.name, CONTROL).join(format!("{name}.log"));
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
+/// One of the control plane's programs: from `$KUBEBUILDER_ASSETS`, else from where `./dev setup` builds them.
+fn program(name: &str, release: Release) -> Result<String> {
+    let (assets, release) = match release {
+        Release::Usual => (std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from), RELEASE),
+        Release::Newest => (None, NEWEST),
+    };
+    let built = servers::cache().map(|cache| cache.join(format!("kubernetes-{release}")));
+    servers::program(name, assets.into_iter().chain(built))
+        .with_context(|| "./dev setup builds it, or name a folder that has it in KUBEBUILDER_ASSETS")
 }
 
 /// An authority, and what it signs: the servers' certificate and the administrator's; and the key that signs tokens.
 fn make_keys(folder: PathBuf, control: &Host) -> Result<()> {
-    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let write = |name: &str, text: String| {
-        let path = folder.join(name);
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
-    };
-    let named = |common: &str| {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, common);
-        params
-    };
-    let mut authority = named("lab");
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate()?;
-    write("ca.crt", authority.self_signed(&key)?.pem())?;
-    let authority = Issuer::new(authority, key);
-
-    let mut server = named("kube-apiserver");
+    let authority = Authority::new("lab")?;
+    let folder = Folder::new(folder)?;
+    folder.write("ca.crt", &authority.certificate())?;
+    let mut server = pki::named("kube-apiserver");
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    server.subject_alt_names = control
-        .addresses
-        .iter()
-        .copied()
-        .chain([IpAddr::from([127, 0, 0, 1])])
-        .map(SanType::IpAddress)
-        .collect();
+    server.subject_alt_names = pki::addresses_of(control);
     for name in ["kubernetes", "kubernetes.default", "kubernetes.default.svc"] {
         server.subject_alt_names.push(SanType::DnsName(name.try_into()?));
     }
-    let mut admin = named("admin");
+    let mut admin = pki::named("admin");
     // Whoever is of this group may do everything.
     admin
         .distinguished_name
         .push(DnType::OrganizationName, "system:masters");
     admin.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    for (name, params) in [("server", server), ("admin", admin)] {
-        let key = KeyPair::generate()?;
-        write(&format!("{name}.crt"), params.signed_by(&key, &authority)?.pem())?;
-        write(&format!("{name}.key"), key.serialize_pem())?;
-    }
+    folder.write_pair("server", &authority.sign(server)?)?;
+    folder.write_pair("admin", &authority.sign(admin)?)?;
     let accounts = KeyPair::generate()?;
-    write("accounts.pub", accounts.public_key_pem())?;
-    write("accounts.key", accounts.serialize_pem())
+    folder.write("accounts.pub", &accounts.public_key_pem())?;
+    folder.write("accounts.key", &accounts.serialize_pem())
 }

@@ -19,7 +19,7 @@ use crate::plan::{self, CLIENT, CONTROL, Host};
 use crate::pods::{self, Pod, Wanted};
 use crate::progress::Progress;
 use crate::state::{self, Record};
-use crate::{control_plane, objects, supervise, up};
+use crate::{control_plane, etcd, objects, supervise, up};
 
 /// Keeps the names of several labs in one process apart.
 static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -263,6 +263,38 @@ impl Lab {
     /// The lab has no control plane.
     pub fn api_server(&self, number: u16) -> Result<String> {
         Ok(control_plane::server(self.host(CONTROL)?, number))
+    }
+
+    /// Sends a signal to member number `number` of etcd, from 1; after SIGKILL it is gone.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn signal_etcd(&self, number: u8, signal: Signal) -> Result<()> {
+        etcd::signal_member(&self.record, number, signal)
+    }
+
+    /// Starts a member of etcd again after its end.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_etcd(&self, number: u8) -> Result<()> {
+        etcd::start_member(&self.record, number)
+    }
+
+    /// The number of the member of etcd that leads, from 1.
+    ///
+    /// # Errors
+    /// None does.
+    pub fn etcd_leader(&self) -> Result<u8> {
+        etcd::leader(&self.record)
+    }
+
+    /// Runs `etcdctl` as etcd's root, the words of its command with one space between them, and gives what it printed.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn etcdctl(&self, command: &str) -> Result<String> {
+        etcd::must(etcd::ctl(&self.record, command, true)?, command)
     }
 
     /// The number of a node's daemon, inside the node.

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::options::Datastore;
 use crate::state::Record;
-use crate::{api, manifests};
+use crate::{api, etcd, manifests};
 
 /// Which object.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, serde::Serialize)]
@@ -75,6 +75,7 @@ pub fn apply_text(lab: &str, text: &str, source: &str) -> Result<Vec<String>> {
     match record.options.datastore {
         Datastore::Manifests => manifests::apply(lab, &items),
         Datastore::Kubernetes => api::apply(&record, &items),
+        Datastore::Etcd => etcd::apply(&record, &items),
     }
 }
 
@@ -120,6 +121,7 @@ fn delete_all(lab: &str, ids: &[Id]) -> Result<Vec<bool>> {
     match record.options.datastore {
         Datastore::Manifests => ids.iter().map(|id| manifests::remove(lab, id)).collect(),
         Datastore::Kubernetes => api::delete(&record, ids),
+        Datastore::Etcd => etcd::delete(&record, ids),
     }
 }
 

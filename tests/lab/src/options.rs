@@ -173,6 +173,8 @@ pub enum Datastore {
     Manifests,
     /// A real kube-apiserver, with etcd behind it, on a host of its own.
     Kubernetes,
+    /// A real etcd of three members, each on a host of its own; nodes register there.
+    Etcd,
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub const FABRIC: &str = "fabric";
 const CLIENT_NUMBER: u8 = 100;
 /// The last part of the control plane's addresses.
 const CONTROL_NUMBER: u8 = 101;
+/// The last part of the addresses of etcd's first member.
+const ETCD_NUMBER: u8 = 102;
 /// MTU of every link of the fabric.
 pub const MTU: u32 = 1500;
 
@@ -23,7 +25,7 @@ pub const MTU: u32 = 1500;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Host {
-    /// `node1`, …, `client` or `control`.
+    /// `node1`, …, `client`, `control`, or `etcd1`, ….
     pub name: String,
     /// Which of the fabric's subnets it is in, from 0.
     pub subnet: u8,
@@ -71,6 +73,17 @@ pub fn control(options: &Options) -> Host {
         name: CONTROL.to_owned(),
         subnet: 0,
         addresses: addresses(options.families, 0, CONTROL_NUMBER),
+        pod_cidrs: Vec::new(),
+    }
+}
+
+/// The host of member number `number` of etcd, from 1; always in the first subnet.
+#[must_use]
+pub fn etcd(options: &Options, number: u8) -> Host {
+    Host {
+        name: format!("etcd{number}"),
+        subnet: 0,
+        addresses: addresses(options.families, 0, ETCD_NUMBER + number - 1),
         pod_cidrs: Vec::new(),
     }
 }

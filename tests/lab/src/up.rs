@@ -16,7 +16,7 @@ use crate::options::{Datastore, Options};
 use crate::plan::{self, FABRIC, Host};
 use crate::progress::Progress;
 use crate::state::{self, Member, Record};
-use crate::{cgroup, control_plane, fabric, objects, supervise};
+use crate::{cgroup, control_plane, etcd, fabric, objects, supervise};
 
 /// What says that a node takes pods: the daemon writes it last.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-sluice.conflist";
@@ -141,9 +141,18 @@ fn assemble(record: &mut Record, progress: &Progress) -> Result<()> {
     let fabric = hold(record, fabric)?;
     fabric::build(fabric, &options)?;
     add_host(record, plan::client(&options), progress)?;
-    if options.datastore == Datastore::Kubernetes {
-        add_host(record, plan::control(&options), progress)?;
-        control_plane::start(record, progress)?;
+    match options.datastore {
+        Datastore::Manifests => {}
+        Datastore::Kubernetes => {
+            add_host(record, plan::control(&options), progress)?;
+            control_plane::start(record, progress)?;
+        }
+        Datastore::Etcd => {
+            for number in 1..=etcd::MEMBERS {
+                add_host(record, plan::etcd(&options, number), progress)?;
+            }
+            etcd::start(record, progress)?;
+        }
     }
     for number in 1..=options.nodes {
         add_host(record, plan::node(&options, number), progress)?;
@@ -163,8 +172,10 @@ pub(crate) fn add_host(record: &mut Record, host: Host, progress: &Progress) -> 
         let path = init.root("/etc/sluice/config.yaml");
         fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
         objects::apply_text(&options.name, &node_object(&host), "the lab's Node object")?;
-        if options.datastore == Datastore::Kubernetes {
-            control_plane::introduce(record, &host.name)?;
+        match options.datastore {
+            Datastore::Manifests => {}
+            Datastore::Kubernetes => control_plane::introduce(record, &host.name)?,
+            Datastore::Etcd => etcd::introduce(record, &host.name)?,
         }
     }
     Ok(())
@@ -192,7 +203,11 @@ fn hold(record: &mut Record, host: Host) -> Result<state::Process> {
 fn hosts_file(options: &Options) -> String {
     let mut lines = "127.0.0.1 localhost\n::1 localhost\n".to_owned();
     let nodes = (1..=options.nodes).map(|number| plan::node(options, number));
-    for host in nodes.chain([plan::client(options), plan::control(options)]) {
+    let members = (1..=etcd::MEMBERS).map(|number| plan::etcd(options, number));
+    for host in nodes
+        .chain(members)
+        .chain([plan::client(options), plan::control(options)])
+    {
         for address in host.addresses {
             lines += &format!("{address} {}\n", host.name);
         }
@@ -212,6 +227,7 @@ fn daemon_config(options: &Options, host: &Host) -> String {
                 control_plane::NODE_KUBECONFIG
             )
         }
+        Datastore::Etcd => etcd::node_config(options),
     };
     format!(
         "# Written by the lab.\n\

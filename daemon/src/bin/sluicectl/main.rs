@@ -8,8 +8,11 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
 use sluice_cni::names::IPAM_DIRECTORY;
 use sluice_daemon::admin::{self, client, report};
+use sluice_daemon::config;
 
 mod allocations;
+mod object_tables;
+mod objects;
 mod status;
 mod tables;
 
@@ -24,6 +27,10 @@ struct Arguments {
     /// The daemon's admin socket
     #[arg(long, global = true, value_name = "PATH", default_value = admin::SOCKET)]
     socket: PathBuf,
+
+    /// The daemon's configuration, for commands that ask its datastore
+    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    config: PathBuf,
 
     #[command(subcommand)]
     command: Option<Command>,
@@ -53,6 +60,12 @@ enum Command {
     Conntrack,
     /// Who holds which pod address since when; works while sluiced is down
     Ipam,
+    /// Write Kubernetes YAML into etcd, where that is the datastore
+    Apply(objects::Files),
+    /// Read objects from etcd, where that is the datastore
+    Get(objects::Which),
+    /// Remove objects from etcd, where that is the datastore; with a Node goes its claim to its pod CIDRs
+    Delete(objects::Doomed),
     /// Print a completion script for a shell
     Completion {
         /// Which shell
@@ -104,6 +117,12 @@ fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             let held = allocations::read(Path::new(IPAM_DIRECTORY))?;
             print(output, &held, || tables::allocations(&held))?;
         }
+        Command::Apply(files) => return objects::apply(&arguments.config, files),
+        Command::Get(which) => {
+            let (kind, found) = objects::get(&arguments.config, which)?;
+            print(output, &found, || object_tables::objects(kind, &found))?;
+        }
+        Command::Delete(doomed) => return objects::delete(&arguments.config, doomed),
         Command::Completion { shell } => {
             let mut command = Arguments::command();
             clap_complete::generate(*shell, &mut command, "sluicectl", &mut std::io::stdout());
@@ -114,11 +133,14 @@ fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 
 /// Asks the daemon for what it calls `what`.
 fn ask<T: DeserializeOwned>(socket: &Path, what: &str) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    runtime()?.block_on(client::get(socket, what))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("starting the runtime")?;
-    runtime.block_on(client::get(socket, what))
+        .context("starting the runtime")
 }
 
 fn print<T: serde::Serialize>(

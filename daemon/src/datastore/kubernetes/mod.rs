@@ -15,21 +15,21 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
 use tokio::sync::mpsc;
 
-use self::keeper::{Heard, Keeper, What};
+use self::own_addresses::OwnAddresses;
 use self::sent::{Sent, Watched};
 pub use self::servers::Servers;
-use super::Event;
+use super::keeper::{Heard, Keeper, What};
+use super::{Event, GRACE};
 use crate::last_known;
 use crate::state::objects::Kind;
 
-mod keeper;
-mod kept;
 pub mod node_condition;
+mod own_addresses;
 mod sent;
 mod servers;
 
-/// How long the first lists may take before the state last known is served.
-const GRACE: Duration = Duration::from_secs(5);
+/// All that is listed and watched.
+const KINDS: [Kind; 3] = [Kind::Node, Kind::Service, Kind::EndpointSlice];
 
 /// How long a watch goes on before it is begun again where it ended, in seconds. Long, because a dead connection is found by
 /// other means.
@@ -60,16 +60,13 @@ pub async fn run(servers: Servers, events: mpsc::Sender<Event>) -> Result<()> {
 const SLICES: &str = "kubernetes.io/service-name,!service.kubernetes.io/headless";
 
 async fn keep(servers: Servers, mut heard: mpsc::Receiver<Heard>, events: mpsc::Sender<Event>) {
-    let mut keeper = Keeper::default();
-    let saved = last_known::read(last_known::PATH.as_ref());
-    let mut saved = saved.unwrap_or_else(|error| {
-        tracing::warn!("{error:#}");
-        None
-    });
-    if let Some(saved) = &saved {
-        keeper.learn_servers(&saved.objects);
+    let mut keeper = Keeper::new("the API servers", &KINDS);
+    let mut own_addresses = OwnAddresses::default();
+    let mut saved = last_known::read_or_warn();
+    for object in saved.iter().flat_map(|saved| &saved.objects) {
+        own_addresses.learn(object);
     }
-    servers.know(keeper.servers());
+    servers.know(own_addresses.all());
     let paths = [
         (Kind::Node, Node::url_path(&(), None)),
         (Kind::Service, Service::url_path(&(), None)),
@@ -94,12 +91,13 @@ async fn keep(servers: Servers, mut heard: mpsc::Receiver<Heard>, events: mpsc::
         if keeper.loaded() {
             saved = None;
         }
-        servers.know(keeper.servers());
         for event in out {
+            own_addresses.follow(&event);
             if events.send(event).await.is_err() {
                 return;
             }
         }
+        servers.know(own_addresses.all());
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use self::passed_over::PassedOver;
-use crate::state::objects::{Kind, Object, ObjectName};
+use crate::state::objects::{EndpointSlice, Kind, Object, ObjectName};
 use crate::yaml::{self, YamlError};
 
 mod endpoints;
@@ -78,7 +78,15 @@ pub fn parse(text: &str) -> Result<Document, YamlError> {
 }
 
 /// The keys beside which what an API server sends may have others.
-const KEYS: [&str; 6] = ["metadata", "spec", "status", "addressType", "endpoints", "ports"];
+const KEYS: [&str; 7] = [
+    "metadata",
+    "spec",
+    "status",
+    "addressType",
+    "endpoints",
+    "ports",
+    "subsets",
+];
 
 /// What an API server's object came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,11 +101,8 @@ pub struct Sent {
 ///
 /// # Errors
 /// The object, the field, what it says and what would be right.
-pub fn check_sent(kind: Kind, mut object: Value) -> Result<Sent, String> {
-    if let Some(object) = object.as_object_mut() {
-        object.retain(|key, _| KEYS.contains(&key.as_str()));
-    }
-    drop_nulls(&mut object);
+pub fn check_sent(kind: Kind, object: Value) -> Result<Sent, String> {
+    let object = trimmed(object);
     let name = object["metadata"]["name"].as_str().unwrap_or("?").to_owned();
     let misshapen = |error: serde_json::Error| format!("{kind} {name}: {error}");
     let mut passed = PassedOver::default();
@@ -123,6 +128,29 @@ pub fn check_sent(kind: Kind, mut object: Value) -> Result<Sent, String> {
         object,
         passed_over: passed.told(),
     })
+}
+
+/// Checks Endpoints as Kubernetes has them in JSON: the slices they come to, and which of their elements are not served, and why.
+///
+/// # Errors
+/// The object, the field, what it says and what would be right.
+pub fn check_endpoints(object: Value) -> Result<(Vec<EndpointSlice>, Option<String>), String> {
+    let object = trimmed(object);
+    let name = object["metadata"]["name"].as_str().unwrap_or("?").to_owned();
+    let raw: endpoints::RawEndpoints =
+        serde_json::from_value(object).map_err(|error| format!("Endpoints {name}: {error}"))?;
+    let mut passed = PassedOver::default();
+    let slices = raw.check(&mut passed)?;
+    Ok((slices, passed.told()))
+}
+
+/// Without keys of a later Kubernetes, and without what is nothing.
+fn trimmed(mut object: Value) -> Value {
+    if let Some(object) = object.as_object_mut() {
+        object.retain(|key, _| KEYS.contains(&key.as_str()));
+    }
+    drop_nulls(&mut object);
+    object
 }
 
 /// An API server writes a list with nothing in it as null, as in a slice whose last endpoint went.
@@ -237,7 +265,7 @@ mod tests {
             .map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
             assert_eq!(left, ["10.96.0.1", "192.0.2.1", "192.0.2.2"], "beside {address}");
             for field in [
-                "Service shop/web is served without",
+                "Service shop/web: served without",
                 "spec.clusterIPs[1]: ",
                 "spec.externalIPs[0]: ",
                 "status.loadBalancer.ingress[0].ip: ",
@@ -258,7 +286,7 @@ mod tests {
         assert_eq!(names, ["a", "i"]);
         assert_eq!(
             told,
-            "Service shop/web is served without spec.ports[1].port: 0 is not a port; 1 to 65535 is wanted; \
+            "Service shop/web: served without spec.ports[1].port: 0 is not a port; 1 to 65535 is wanted; \
              spec.ports[2].port: 70000 is not a port; 1 to 65535 is wanted; \
              spec.ports[3].protocol: \"TPC\" is unknown; did you mean \"TCP\"?; and 4 more like it"
         );
@@ -350,7 +378,7 @@ mod tests {
         assert_eq!(slice.endpoints.len(), 1);
         let told = checked.passed_over.unwrap();
         assert!(
-            told.starts_with("EndpointSlice shop/web-x is served without endpoints[1].addresses[0]: "),
+            told.starts_with("EndpointSlice shop/web-x: served without endpoints[1].addresses[0]: "),
             "{told}"
         );
 

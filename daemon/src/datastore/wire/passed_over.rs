@@ -43,7 +43,7 @@ impl PassedOver {
 
     /// What there is to tell; nothing if nothing was passed over.
     pub fn told(&self) -> Option<String> {
-        (!self.named.is_empty()).then(|| format!("{} is served without {}", self.object, self.elements()))
+        (!self.named.is_empty()).then(|| format!("{}: served without {}", self.object, self.elements()))
     }
 
     fn elements(&self) -> String {

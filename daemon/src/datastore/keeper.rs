@@ -1,17 +1,11 @@
-//! From what the watches hear to the datastore's events: what is gone, when the first list is whole, what is wrong. Pure.
+//! From what the watches of a remote datastore hear to its events: what is gone, when the first list is whole, what is wrong. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
-
-use http::Uri;
 
 use super::kept::Kept;
-use crate::datastore::{Event, wire};
+use super::{Event, wire};
 use crate::last_known::Saved;
-use crate::state::objects::{EndpointSlice, Kind, Object, ObjectName};
-
-/// All that is listed and watched.
-const KINDS: [Kind; 3] = [Kind::Node, Kind::Service, Kind::EndpointSlice];
+use crate::state::objects::{Kind, ObjectName};
 
 /// How often a watch fails before that is told: one that another server takes over at once is nobody's trouble.
 const PATIENCE: u32 = 2;
@@ -34,8 +28,11 @@ pub enum What {
 }
 
 /// What is known of the cluster, by name.
-#[derive(Default)]
 pub struct Keeper {
+    /// What problems call the datastore.
+    subject: &'static str,
+    /// All that is listed and watched.
+    kinds: &'static [Kind],
     kept: BTreeMap<Kind, Kept>,
     /// The kinds that were listed to the end.
     listed: BTreeSet<Kind>,
@@ -46,30 +43,32 @@ pub struct Keeper {
     failures: BTreeMap<Kind, (u32, Option<String>)>,
     /// What is wrong with objects.
     nonsense: BTreeMap<(Kind, ObjectName), String>,
+    /// What else is wrong, by what it is wrong with.
+    notes: BTreeMap<&'static str, String>,
     /// What was last told to be wrong.
     told: BTreeMap<String, String>,
-    /// The API servers' own addresses, by the slice that has them.
-    servers: BTreeMap<ObjectName, Vec<Uri>>,
 }
 
 impl Keeper {
+    /// One that knows nothing yet of these `kinds`; problems call the datastore `subject`.
+    pub fn new(subject: &'static str, kinds: &'static [Kind]) -> Self {
+        Self {
+            subject,
+            kinds,
+            kept: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            loaded: false,
+            fallen_back: None,
+            failures: BTreeMap::new(),
+            nonsense: BTreeMap::new(),
+            notes: BTreeMap::new(),
+            told: BTreeMap::new(),
+        }
+    }
+
     /// Whether there is a whole state to act on.
     pub fn loaded(&self) -> bool {
         self.loaded
-    }
-
-    /// The API servers' own addresses.
-    pub fn servers(&self) -> Vec<Uri> {
-        self.servers.values().flatten().cloned().collect()
-    }
-
-    /// Takes the API servers' own addresses from objects that were saved.
-    pub fn learn_servers(&mut self, objects: &[Object]) {
-        for object in objects {
-            if let Object::EndpointSlice(slice) = object {
-                self.note_servers(slice);
-            }
-        }
     }
 
     /// Takes in what a watch heard; `unreachable` says why no server answers.
@@ -89,11 +88,11 @@ impl Keeper {
                 self.take(kind, heard, &mut events);
             }
         }
-        if !self.loaded && self.listed.len() == KINDS.len() {
+        if !self.loaded && self.listed.len() == self.kinds.len() {
             self.loaded = true;
             events.push(Event::Loaded);
         }
-        if self.listed.len() == KINDS.len() {
+        if self.listed.len() == self.kinds.len() {
             self.fallen_back = None;
         }
         events.extend(self.problems(unreachable));
@@ -104,6 +103,20 @@ impl Keeper {
     pub fn recovered(&mut self, kinds: impl Iterator<Item = Kind>, unreachable: &[String]) -> Vec<Event> {
         for kind in kinds {
             self.failures.remove(&kind);
+        }
+        self.problems(unreachable).into_iter().collect()
+    }
+
+    /// Takes in what is wrong with something else, or that it no longer is.
+    pub fn note(
+        &mut self,
+        place: &'static str,
+        reason: Option<String>,
+        unreachable: &[String],
+    ) -> Vec<Event> {
+        match reason {
+            Some(reason) => _ = self.notes.insert(place, reason),
+            None => _ = self.notes.remove(place),
         }
         self.problems(unreachable).into_iter().collect()
     }
@@ -137,9 +150,6 @@ impl Keeper {
                 match *checked {
                     Ok(sent) => {
                         self.note_nonsense(kind, &name, sent.passed_over);
-                        if let Some(Object::EndpointSlice(slice)) = &sent.object {
-                            self.note_servers(slice);
-                        }
                         events.push(match sent.object {
                             Some(object) => Event::Upsert(object),
                             None => Event::Remove(kind, name),
@@ -167,9 +177,6 @@ impl Keeper {
 
     fn forget(&mut self, kind: Kind, name: ObjectName, events: &mut Vec<Event>) {
         self.nonsense.remove(&(kind, name.clone()));
-        if kind == Kind::EndpointSlice {
-            self.servers.remove(&name);
-        }
         events.push(Event::Remove(kind, name));
     }
 
@@ -184,18 +191,6 @@ impl Keeper {
             }
             None => _ = self.nonsense.remove(&id),
         }
-    }
-
-    fn note_servers(&mut self, slice: &EndpointSlice) {
-        if (slice.name.namespace.as_str(), slice.service.as_str()) != ("default", "kubernetes") {
-            return;
-        }
-        let port = slice.ports.iter().find(|port| port.name == "https");
-        let addresses = slice.endpoints.iter().filter_map(|endpoint| {
-            let address = SocketAddr::new(endpoint.address, port?.number);
-            format!("https://{address}").parse().ok()
-        });
-        self.servers.insert(slice.name.clone(), addresses.collect());
     }
 
     /// What is wrong now, if that is not what was last told.
@@ -225,8 +220,10 @@ impl Keeper {
         }
         if !reasons.is_empty() {
             let reasons: Vec<_> = reasons.into_iter().collect();
-            problems.insert("the API servers".to_owned(), reasons.join("; "));
+            problems.insert(self.subject.to_owned(), reasons.join("; "));
         }
+        let notes = self.notes.iter();
+        problems.extend(notes.map(|(place, reason)| ((*place).to_owned(), reason.clone())));
         (problems != self.told).then(|| {
             self.told.clone_from(&problems);
             Event::Problems(problems)
@@ -237,8 +234,13 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::objects::{Endpoint, NamedPort, Node};
-    use crate::state::service_port::{Family, Protocol};
+    use crate::state::objects::{Node, Object};
+
+    const KINDS: [Kind; 3] = [Kind::Node, Kind::Service, Kind::EndpointSlice];
+
+    fn keeper() -> Keeper {
+        Keeper::new("the API servers", &KINDS)
+    }
 
     fn node(name: &str) -> Object {
         Object::Node(Node {
@@ -285,7 +287,7 @@ mod tests {
     /// D1
     #[test]
     fn nothing_is_whole_before_every_kind_was_listed_and_only_a_whole_list_removes() {
-        let mut keeper = Keeper::default();
+        let mut keeper = keeper();
         let mut events = list(&mut keeper, Kind::Node, &[node("n1"), node("n2")]);
         events.extend(list(&mut keeper, Kind::Service, &[]));
         assert!(!events.contains(&Event::Loaded));
@@ -304,7 +306,7 @@ mod tests {
     /// D2
     #[test]
     fn what_was_saved_is_served_until_the_lists_are_whole_and_then_swept() {
-        let mut keeper = Keeper::default();
+        let mut keeper = keeper();
         keeper.fold(Heard(Kind::Node, What::ListBegins), &[]);
         keeper.fold(there(node("n1")), &[]);
         let saved = Saved {
@@ -332,7 +334,7 @@ mod tests {
     /// D1 D5
     #[test]
     fn what_fails_again_and_what_makes_no_sense_is_told_and_over_when_it_is() {
-        let mut keeper = Keeper::default();
+        let mut keeper = keeper();
         for kind in KINDS {
             list(&mut keeper, kind, &[]);
         }
@@ -371,33 +373,5 @@ mod tests {
         );
         let events = keeper.fold(Heard(Kind::Service, What::Gone(name)), &[]);
         assert_eq!(problems(&events).unwrap(), "{}");
-    }
-
-    /// D2
-    #[test]
-    fn the_servers_own_addresses_are_learned_from_their_service() {
-        let mut keeper = Keeper::default();
-        let endpoint = |address: &str| Endpoint {
-            address: address.parse().unwrap(),
-            ready: true,
-            serving: true,
-            terminating: false,
-            node: None,
-            hints: None,
-        };
-        let slice = EndpointSlice {
-            name: ObjectName::new("default", "kubernetes"),
-            service: "kubernetes".into(),
-            family: Family::V4,
-            ports: vec![NamedPort {
-                name: "https".into(),
-                protocol: Protocol::Tcp,
-                number: 6443,
-            }],
-            endpoints: vec![endpoint("192.0.2.1"), endpoint("192.0.2.2")],
-        };
-        keeper.fold(there(Object::EndpointSlice(slice)), &[]);
-        let known: Vec<_> = keeper.servers().iter().map(ToString::to_string).collect();
-        assert_eq!(known, ["https://192.0.2.1:6443/", "https://192.0.2.2:6443/"]);
     }
 }

@@ -10,8 +10,12 @@ use std::path::{Path, PathBuf};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize, de};
 
-use crate::address::{Cidrs, Family, ServerUrls, cidr_list, network_list};
+use crate::address::{Cidrs, Family, cidr_list, network_list};
 use crate::yaml;
+
+pub use self::datastore::{Datastore, DatastoreKind, Etcd, Kubernetes, Manifests};
+
+mod datastore;
 
 /// Where the configuration lies unless a flag says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/sluice/config.yaml";
@@ -42,59 +46,6 @@ pub struct Config {
     pub admin: Admin,
     /// The daemon's own log.
     pub log: Log,
-}
-
-/// Where desired state comes from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct Datastore {
-    /// Which one.
-    pub kind: DatastoreKind,
-    /// For `kind: kubernetes`.
-    pub kubernetes: Kubernetes,
-    /// For `kind: manifests`.
-    pub manifests: Manifests,
-}
-
-/// The datastores this build has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum DatastoreKind {
-    /// The cluster's API servers.
-    #[default]
-    Kubernetes,
-    /// A folder of Kubernetes YAML.
-    Manifests,
-}
-
-/// The cluster's API servers, and how this node is known to them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct Kubernetes {
-    /// A file with credentials; empty: those of the pod that the daemon runs in.
-    pub kubeconfig: PathBuf,
-    /// Where API servers are reached without a Service, tried in turn; several with commas between them. Empty: where the
-    /// credentials say.
-    pub api_server: ServerUrls,
-}
-
-impl Kubernetes {
-    /// Where the credentials are from, for people.
-    pub fn credentials(&self) -> String {
-        if self.kubeconfig.as_os_str().is_empty() {
-            "the pod's own credentials".to_owned()
-        } else {
-            self.kubeconfig.display().to_string()
-        }
-    }
-}
-
-/// A folder of Kubernetes YAML.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub struct Manifests {
-    /// Where it is; watched.
-    pub directory: PathBuf,
 }
 
 /// Pods' addresses.
@@ -280,14 +231,6 @@ impl Default for Config {
     }
 }
 
-impl Default for Manifests {
-    fn default() -> Self {
-        Self {
-            directory: PathBuf::from("/etc/sluice/manifests"),
-        }
-    }
-}
-
 impl Default for Vxlan {
     fn default() -> Self {
         Self { vni: 1, port: 8472 }
@@ -371,8 +314,9 @@ impl Config {
                 });
             }
         };
-        let mut config = Self::parse(path, &text)?;
+        let mut config = Self::written(path, &text)?;
         config.override_from(&variable)?;
+        config.check(path)?;
         if config.node_name.is_empty() {
             let hostname = || {
                 nix::unistd::gethostname()
@@ -389,23 +333,31 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Invalid`] with the line, or [`ConfigError::Inconsistent`].
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config = Self::written(path, text)?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    fn written(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let empty = text
             .lines()
             .all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'));
-        let config: Self = if empty {
-            Self::default()
-        } else {
-            yaml::parse(text).map_err(|error| ConfigError::Invalid {
-                path: path.to_owned(),
-                error,
-            })?
-        };
-        match config.inconsistency() {
+        if empty {
+            return Ok(Self::default());
+        }
+        yaml::parse(text).map_err(|error| ConfigError::Invalid {
+            path: path.to_owned(),
+            error,
+        })
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        match self.inconsistency() {
             Some(reason) => Err(ConfigError::Inconsistent {
                 path: path.to_owned(),
                 reason,
             }),
-            None => Ok(config),
+            None => Ok(()),
         }
     }
 
@@ -437,7 +389,7 @@ impl Config {
                 "network.mtu is {mtu}; 0 (found from the uplink) or 1280 to 65535 is wanted"
             ));
         }
-        None
+        self.datastore.inconsistency(&self.cluster_cidrs)
     }
 
     fn override_from(&mut self, variable: impl Fn(&str) -> Option<String>) -> Result<(), ConfigError> {
@@ -455,6 +407,11 @@ impl Config {
             &variable,
             "SLUICE_API_SERVER",
             &mut self.datastore.kubernetes.api_server,
+        )?;
+        override_key(
+            &variable,
+            "SLUICE_ETCD_ENDPOINTS",
+            &mut self.datastore.etcd.endpoints,
         )?;
         override_key(&variable, "SLUICE_NETWORK_BACKEND", &mut self.network.backend)?;
         override_key(&variable, "SLUICE_PROXY_MODE", &mut self.proxy.mode)?;
@@ -537,6 +494,26 @@ mod tests {
                 "\"ten\" is neither an address nor a CIDR: write one as in 10.244.0.7 or 10.244.0.0/28",
             ),
             ("network: { mtu: 70000 }\n", "network.mtu is 70000"),
+            (
+                "datastore: { kind: etcd }\n",
+                "datastore.kind is etcd, but datastore.etcd.endpoints is empty",
+            ),
+            (
+                "datastore:\n  kind: etcd\n  etcd: { endpoints: [etcd1] }\n",
+                "line 3: \"etcd1\" is not a member of etcd; something like https://192.0.2.1:2379 is wanted",
+            ),
+            (
+                "datastore: { kind: etcd, etcd: { endpoints: [https://192.0.2.1:2379] } }\n",
+                "datastore.etcd.caFile is empty",
+            ),
+            (
+                "datastore: { kind: etcd, etcd: { endpoints: [http://192.0.2.1:2379], username: sluice } }\n",
+                "datastore.etcd.username is set and passwordFile is not",
+            ),
+            (
+                "datastore: { kind: etcd, etcd: { endpoints: [http://192.0.2.1:2379], nodeCIDRMaskSizeIPv4: 12 } }\n",
+                "datastore.etcd.nodeCIDRMaskSizeIPv4 is 12; 16 to 30 fit into 10.244.0.0/16",
+            ),
         ] {
             let error = parse(text).unwrap_err();
             assert!(
