@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use nix::sys::signal::Signal;
 use sluice_lab::control_plane::Release;
 use sluice_lab::{Datastore, Lab, Options, wait_until};
@@ -44,6 +45,19 @@ fn ask_servers(lab: &Lab, node: &str, numbers: &[u16]) {
         ))
         .unwrap();
     lab.start_sluiced(node).unwrap();
+}
+
+/// Makes more Services than one page of a list has, and gives their names.
+fn make_many(lab: &Lab) -> Vec<String> {
+    let names: Vec<String> = (0..300).map(|number| format!("s{number:03}")).collect();
+    let address = |number: usize| format!("10.96.{}.{}", 2 + number / 250, number % 250);
+    let many: Vec<String> = names
+        .iter()
+        .zip(0..)
+        .map(|(name, number)| service(name, &address(number)))
+        .collect();
+    lab.apply_text(&many.join("---\n")).unwrap();
+    names
 }
 
 fn asked(lab: &Lab, node: &str) -> String {
@@ -86,16 +100,7 @@ fn another_server_takes_over_and_a_list_in_pages_is_as_good() {
     // The second one does as older releases do: it cannot stream a list.
     lab.start_api_server(2, Release::Usual, &["--feature-gates=WatchList=false"])
         .unwrap();
-    let many: Vec<String> = (0..300)
-        .map(|number| {
-            service(
-                &format!("s{number:03}"),
-                &format!("10.96.{}.{}", 2 + number / 250, number % 250),
-            )
-        })
-        .collect();
-    lab.apply_text(&many.join("---\n")).unwrap();
-    let names: Vec<String> = (0..300).map(|number| format!("s{number:03}")).collect();
+    let names = make_many(&lab);
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     ask_servers(&lab, "node1", &[2, 1]);
     wait_for_services(&lab, "node1", &names, PATIENCE);
@@ -139,6 +144,70 @@ fn another_server_takes_over_and_a_list_in_pages_is_as_good() {
     assert!(lab.delete_object("Service", "s003").unwrap());
     wait_for_services(&lab, "node1", &names[4..], PATIENCE);
     assert!(asked(&lab, "node1").ends_with(":6445"));
+}
+
+/// D1: what a list was to go on from is forgotten between two of its pages (410), so it is begun again.
+#[test]
+fn a_list_that_cannot_go_on_is_begun_again() {
+    let lab = lab();
+    let names = make_many(&lab);
+    // As older releases do: pages, and each of them from etcd.
+    lab.start_api_server(
+        2,
+        Release::Usual,
+        &["--feature-gates=WatchList=false,ListFromCacheSnapshot=false"],
+    )
+    .unwrap();
+    let control = lab.node("control");
+    let sent = || -> u64 {
+        let counter = control
+            .run(&["cat", "/sys/class/net/eth0/statistics/tx_bytes"])
+            .unwrap();
+        counter.trim().parse().unwrap()
+    };
+    let slow = "tc qdisc add dev eth0 root tbf rate 512kbit burst 8kb latency 400ms";
+    control.run(&slow.split(' ').collect::<Vec<_>>()).unwrap();
+    ask_servers(&lab, "node1", &[2]);
+    // The first pages are under way by then, and not over: they are more than twice that long.
+    let before = sent();
+    wait_until("the first page is under way", PATIENCE_WITH_SILENCE, || {
+        Ok(sent() > before + 60_000)
+    })
+    .unwrap();
+    lab.apply_text(&service("late", "10.96.9.9")).unwrap();
+    lab.compact_behind_api().unwrap();
+    control
+        .run(&["tc", "qdisc", "del", "dev", "eth0", "root"])
+        .unwrap();
+    let mut wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+    wanted.insert(0, "late");
+    wait_for_services(&lab, "node1", &wanted, PATIENCE_WITH_SILENCE);
+    wait_for_no_problem(&lab, "node1", PATIENCE_WITH_SILENCE);
+    let log = lab.node("node1").run(&["cat", "/var/log/sluiced.log"]).unwrap();
+    assert!(
+        log.contains("The provided continue parameter is too old"),
+        "no list was broken off:\n{log}"
+    );
+}
+
+/// D1: a token that expires, and is renewed too late.
+#[test]
+fn a_token_that_expired_is_asked_for_again() {
+    let lab = lab();
+    lab.stop_sluiced("node1").unwrap();
+    lab.renew_token("node1", Some(Duration::from_secs(15))).unwrap();
+    lab.start_sluiced("node1").unwrap();
+    lab.apply_text(&service("one", "10.96.1.1")).unwrap();
+    wait_for_services(&lab, "node1", &["one"], PATIENCE);
+    // While it watches nobody asks for the token.
+    std::thread::sleep(Duration::from_secs(16));
+    lab.signal_api_server(1, Signal::SIGKILL).unwrap();
+    lab.start_api_server(1, Release::Usual, &[]).unwrap();
+    wait_for_problem(&lab, "node1", "Unauthorized", PATIENCE_WITH_SILENCE);
+    lab.renew_token("node1", None).unwrap();
+    lab.apply_text(&service("two", "10.96.1.2")).unwrap();
+    wait_for_services(&lab, "node1", &["one", "two"], PATIENCE_WITH_SILENCE);
+    wait_for_no_problem(&lab, "node1", PATIENCE_WITH_SILENCE);
 }
 
 /// D1: a way that is slow, and one that comes and goes.
@@ -249,32 +318,79 @@ fn who_may_not_read_says_what_and_who_is_not_known_asks_again() {
     wait_for_problem(&lab, "node1", "Unauthorized", PATIENCE);
     node.sh("mv /etc/sluice/good /etc/sluice/token").unwrap();
     wait_for_no_problem(&lab, "node1", PATIENCE_WITH_SILENCE);
+
+    lab.stop_sluiced("node1").unwrap();
+    node.sh(
+        "mv /etc/sluice/ca.crt /etc/sluice/good && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
+         -keyout /dev/null -subj /CN=other -out /etc/sluice/ca.crt 2>/dev/null",
+    )
+    .unwrap();
+    lab.start_sluiced("node1").unwrap();
+    wait_for_problem(&lab, "node1", "invalid peer certificate: UnknownIssuer", PATIENCE);
+    node.sh("mv /etc/sluice/good /etc/sluice/ca.crt").unwrap();
+    wait_for_no_problem(&lab, "node1", PATIENCE_WITH_SILENCE);
     lab.apply_text(&service("two", "10.96.1.2")).unwrap();
     wait_for_services(&lab, "node1", &["one", "two"], PATIENCE);
 }
 
-/// K4: whether pods can be wired is a condition of the node.
+/// K4 N12: whether pods can be wired is a condition of the node, and so is what is in their way; of that there is an Event.
 #[test]
-fn the_node_object_says_that_pods_can_be_wired() {
+fn the_node_object_says_how_the_node_does() {
     let lab = lab();
-    let condition = || -> anyhow::Result<serde_json::Value> {
-        let object = lab.node("control").sh(
+    let ask = |path: &str| -> anyhow::Result<serde_json::Value> {
+        let answer = lab.node("control").sh(&format!(
             "curl -sk --cert /etc/kubernetes/pki/admin.crt --key /etc/kubernetes/pki/admin.key \
-             https://127.0.0.1:6443/api/v1/nodes/node1",
-        )?;
-        let object: serde_json::Value = serde_json::from_str(&object)?;
-        let conditions = object["status"]["conditions"]
-            .as_array()
-            .cloned()
-            .unwrap_or_default();
+             https://127.0.0.1:6443{path}"
+        ))?;
+        Ok(serde_json::from_str(&answer)?)
+    };
+    let condition = |kind: &str| -> anyhow::Result<serde_json::Value> {
+        let object = ask("/api/v1/nodes/node1")?;
+        let conditions = object["status"]["conditions"].as_array().cloned();
+        let mut conditions = conditions.unwrap_or_default().into_iter();
         Ok(conditions
-            .into_iter()
-            .find(|condition| condition["type"] == "NetworkUnavailable")
+            .find(|condition| condition["type"] == kind)
             .unwrap_or_default())
     };
-    wait_until("the condition is written", PATIENCE, || {
-        let condition = condition()?;
-        Ok(condition["status"] == "False" && condition["reason"] == "SluiceIsUp")
+    wait_until("the conditions are written", PATIENCE, || {
+        let network = condition("NetworkUnavailable")?;
+        let degraded = condition("SluiceDegraded")?;
+        Ok(
+            network["status"] == "False"
+                && network["reason"] == "SluiceIsUp"
+                && degraded["status"] == "False",
+        )
+    })
+    .unwrap();
+
+    let node = lab.node("node1");
+    node.run(&["ip", "link", "add", "flannel.1", "type", "veth", "peer", "other"])
+        .unwrap();
+    let wanted = "the device flannel.1 is flannel's";
+    wait_until(
+        "the condition says what is in the way",
+        PATIENCE_WITH_SILENCE,
+        || {
+            let degraded = condition("SluiceDegraded")?;
+            Ok(degraded["status"] == "True" && degraded["message"].to_string().contains(wanted))
+        },
+    )
+    .unwrap();
+    wait_until("there is one Event", PATIENCE, || {
+        let events = ask("/apis/events.k8s.io/v1/events")?;
+        let ours = events["items"].as_array().into_iter().flatten().filter(|event| {
+            event["reportingController"] == "sluice" && event["note"].to_string().contains(wanted)
+        });
+        let told: Vec<_> = ours.map(|event| event["regarding"]["name"].to_string()).collect();
+        if told.len() > 1 {
+            bail!("{told:?}");
+        }
+        Ok(told == ["\"node1\""])
+    })
+    .unwrap();
+    node.run(&["ip", "link", "del", "flannel.1"]).unwrap();
+    wait_until("it is over", PATIENCE_WITH_SILENCE, || {
+        Ok(condition("SluiceDegraded")?["status"] == "False")
     })
     .unwrap();
 }

@@ -17,7 +17,6 @@ use tokio::sync::{mpsc, watch};
 
 use crate::admin::socket::Question;
 use crate::config::{Config, ProxyMode};
-use crate::datastore::kubernetes::node_condition::Awaiting;
 use crate::datastore::{Event, Source};
 use crate::egress;
 use crate::health_checks;
@@ -31,6 +30,7 @@ use crate::proxy::{Proxy, Surroundings};
 use crate::removals;
 use crate::state::balance::NodeView;
 use crate::state::cluster::{Cluster, Touched};
+use crate::state::node_health::NodeHealth;
 use crate::state::node_routes::NodeRoutes;
 use crate::state::objects::ObjectName;
 use crate::state::service_port::ServicePortKey;
@@ -127,8 +127,8 @@ pub struct Agent {
     service_failures: BTreeMap<ServicePortKey, String>,
     /// What is answered where.
     health_listeners: watch::Sender<health_checks::Wanted>,
-    /// What is waited for before pods can be wired, for whoever tells the cluster.
-    awaited: watch::Sender<Awaiting>,
+    /// How this node does, for whoever tells the cluster.
+    health: watch::Sender<NodeHealth>,
     synced: bool,
     drift_repaired: u64,
     removals: Arc<removals::Counts>,
@@ -208,7 +208,7 @@ impl Agent {
             host_ports: None,
             service_failures: BTreeMap::new(),
             health_listeners: watch::Sender::default(),
-            awaited: watch::Sender::default(),
+            health: watch::Sender::default(),
             synced: false,
             drift_repaired: 0,
             removals,
@@ -226,9 +226,9 @@ impl Agent {
         self.health_listeners.subscribe()
     }
 
-    /// What is waited for before pods can be wired, as it changes.
-    pub fn awaited(&self) -> watch::Receiver<Awaiting> {
-        self.awaited.subscribe()
+    /// How this node does, as it changes.
+    pub fn health(&self) -> watch::Receiver<NodeHealth> {
+        self.health.subscribe()
     }
 
     /// Runs until the datastore ends.
@@ -381,11 +381,15 @@ impl Agent {
 
     /// Leaves for the plugin what it must know; `false` if that failed.
     fn tell_plugin(&mut self) -> bool {
-        let (awaiting, impairments) = (self.awaiting(), self.impairments().join("; "));
-        let known = Some(awaiting.clone());
-        self.awaited.send_if_modified(|before| {
-            let changed = *before != known;
-            *before = known;
+        let awaiting = self.awaiting();
+        let health = NodeHealth {
+            awaiting: Some(awaiting.clone()),
+            impairments: self.impairments().into_iter().map(str::to_owned).collect(),
+        };
+        let impairments = health.impairments.join("; ");
+        self.health.send_if_modified(|before| {
+            let changed = *before != health;
+            *before = health;
             changed
         });
         let problem = self

@@ -12,7 +12,7 @@ use sluice_daemon::admin::{self, http, socket};
 use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, LogFormat, LogLevel};
 use sluice_daemon::datastore::Source;
-use sluice_daemon::datastore::kubernetes::node_condition;
+use sluice_daemon::datastore::kubernetes::node_status;
 use sluice_daemon::proxy::nftables::NftablesProxy;
 use sluice_daemon::{dataplane, health_checks, host, host_ports, install, network, probe, removals};
 use sluice_ipam::{DEFAULT_REST, Store};
@@ -161,8 +161,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let source = Source::of(&config);
     let agent = Agent::new(config.clone(), source.clone(), proxy, removed)?;
     if let Source::Kubernetes(servers) = &source {
-        let condition = node_condition::run(servers.clone(), config.node_name, agent.awaited());
-        tokio::spawn(condition);
+        tokio::spawn(node_status::run(
+            servers.clone(),
+            config.node_name,
+            agent.health(),
+        ));
     }
     let (problem_sender, probes) = mpsc::channel(1);
     tokio::spawn(probe::run(

@@ -314,6 +314,48 @@ mod tests {
         assert_eq!(folder.scan().len(), 2, "both are removed");
     }
 
+    /// D4
+    #[test]
+    fn of_thousands_of_files_the_one_that_changed_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |number: usize| directory.path().join(format!("{number}.yaml"));
+        let text = |number: usize, port: &str| {
+            let names = [format!("a{number}"), format!("b{number}"), format!("c{number}")];
+            names.map(|name| service(&name, port)).join("---\n")
+        };
+        for number in 0..3000 {
+            fs::write(path(number), text(number, "80")).unwrap();
+        }
+        let mut folder = Folder::new(directory.path().to_owned());
+        assert_eq!(upserts(&folder.scan()).len(), 9000);
+        fs::write(path(1234), text(1234, "81")).unwrap();
+        assert_eq!(
+            upserts(&folder.scan()),
+            ["default/a1234", "default/b1234", "default/c1234"]
+        );
+        // A writer that was cut off in the middle of a line: what the file said before stands.
+        let half = &text(77, "80")[..70];
+        fs::write(path(77), half).unwrap();
+        let events = folder.scan();
+        assert!(
+            upserts(&events).is_empty() && problem(&events).contains("77.yaml"),
+            "{events:?}"
+        );
+        for number in 0..3000 {
+            fs::rename(
+                path(number),
+                directory.path().join(format!("renamed-{number}.yml")),
+            )
+            .unwrap();
+        }
+        fs::write(directory.path().join("renamed-77.yml"), text(77, "80")).unwrap();
+        let events = folder.scan();
+        assert!(
+            matches!(&events[..], [Event::Problems(none)] if none.is_empty()),
+            "{events:?}"
+        );
+    }
+
     /// D4, D5
     #[test]
     fn a_broken_file_is_reported_and_what_it_said_stands() {

@@ -11,6 +11,7 @@ pub mod claims;
 pub mod cluster;
 pub mod health_checks;
 pub mod host_ports;
+pub mod node_health;
 pub mod node_routes;
 pub mod objects;
 pub mod service_port;

@@ -16,7 +16,7 @@ use crate::pki::{self, Authority, Folder};
 use crate::plan::{self, CONTROL, Host};
 use crate::progress::Progress;
 use crate::state::Record;
-use crate::{api, objects, servers, up};
+use crate::{api, etcd, objects, servers, token, up};
 
 /// The release that is built, as `dev` builds it.
 const RELEASE: &str = "1.34.2";
@@ -133,11 +133,36 @@ pub(crate) fn introduce(record: &Record, node: &str) -> Result<()> {
     let node = record.member(node)?;
     let authority = fs::read(control.init.root(&format!("{KEYS}/ca.crt")))?;
     fs::write(node.init.root("/etc/sluice/ca.crt"), authority)?;
-    fs::write(node.init.root(TOKEN), api::token(record, "sluice", TOKEN_LIFE)?)?;
+    renew_token(record, &node.host.name, None)?;
     let user = format!("tokenFile: {TOKEN}");
     let text = kubeconfig(&server(&control.host, 1), "/etc/sluice/ca.crt", &user);
     fs::write(node.init.root(NODE_KUBECONFIG), text)?;
     Ok(())
+}
+
+/// Gives a node's daemon a token, good for a day, or for `lasts` if that is said.
+///
+/// # Errors
+/// The server's, or the file system's.
+pub(crate) fn renew_token(record: &Record, node: &str, lasts: Option<Duration>) -> Result<()> {
+    let control = record.member(CONTROL)?;
+    let mut token = api::token(record, "sluice", TOKEN_LIFE)?;
+    if let Some(lasts) = lasts {
+        let key = fs::read_to_string(control.init.root(&format!("{KEYS}/accounts.key")))?;
+        token = token::shortened(&token, &key, lasts)?;
+    }
+    fs::write(record.member(node)?.init.root(TOKEN), token).context("writing the token")
+}
+
+/// Runs `etcdctl` on the control plane's host for the etcd behind its API servers.
+///
+/// # Errors
+/// What it said.
+pub(crate) fn etcdctl(record: &Record, command: &str) -> Result<String> {
+    let program = etcd::program("etcdctl")?;
+    let mut words = vec![program.as_str(), "--endpoints=http://127.0.0.1:2379"];
+    words.extend(command.split(' '));
+    etcd::must(up::exec_command(record, CONTROL, &[], &words).output()?, command)
 }
 
 fn kubeconfig(server: &str, authority: &str, user: &str) -> String {

@@ -180,7 +180,10 @@ pub(crate) fn signal_member(record: &Record, number: u8, signal: Signal) -> Resu
 }
 
 /// Debian's, where `./dev setup` unpacks it, else from `PATH`.
-fn program(name: &str) -> Result<String> {
+///
+/// # Errors
+/// There is none.
+pub(crate) fn program(name: &str) -> Result<String> {
     let unpacked = servers::cache().map(|cache| cache.join("etcd/usr/bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     servers::program(name, unpacked.into_iter().chain(std::env::split_paths(&path)))

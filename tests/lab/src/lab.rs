@@ -257,6 +257,24 @@ impl Lab {
         control_plane::signal_api_server(&self.record, number, signal)
     }
 
+    /// Gives a node's daemon another token for the API, good for a day, or for `lasts` if that is said.
+    ///
+    /// # Errors
+    /// The server's.
+    pub fn renew_token(&self, node: &str, lasts: Option<Duration>) -> Result<()> {
+        control_plane::renew_token(&self.record, node, lasts)
+    }
+
+    /// Has the etcd behind the API servers forget all history.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn compact_behind_api(&self) -> Result<()> {
+        let read: Value = serde_json::from_str(&control_plane::etcdctl(&self.record, "get / -w json")?)?;
+        let revision = &read["header"]["revision"];
+        control_plane::etcdctl(&self.record, &format!("compact {revision}")).map(drop)
+    }
+
     /// Where nodes reach API server number `number`.
     ///
     /// # Errors

@@ -30,6 +30,7 @@ mod servers;
 pub mod state;
 pub mod supervise;
 pub mod talk;
+mod token;
 pub mod udp_name;
 pub mod up;
 

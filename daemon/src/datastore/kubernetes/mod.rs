@@ -23,7 +23,7 @@ use super::{Event, GRACE};
 use crate::last_known;
 use crate::state::objects::Kind;
 
-pub mod node_condition;
+pub mod node_status;
 mod own_addresses;
 mod sent;
 mod servers;
