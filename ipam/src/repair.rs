@@ -95,13 +95,17 @@ impl Store {
 
     pub(crate) fn repair_locked(&self) -> Result<Vec<Mended>, Error> {
         let mut mended = Vec::new();
+        let names = self.names("owners")?;
+        let attachments: Vec<Attachment> = names
+            .iter()
+            .filter_map(|name| Attachment::from_file_name(name))
+            .collect();
         let mut owners = BTreeSet::new();
-        for name in self.names("owners")? {
-            if let Some(attachment) = Attachment::from_file_name(&name) {
-                owners.extend(inode_of(&self.owner(&attachment))?);
-                self.repair_owner(&attachment, &mut mended)?;
-            }
+        for attachment in &attachments {
+            owners.extend(inode_of(&self.owner(attachment))?);
+            self.repair_owner(attachment, &mut mended)?;
         }
+        let mut orphans = false;
         for (inode, addresses) in self.held_by()? {
             if owners.contains(&inode) {
                 continue;
@@ -110,6 +114,13 @@ impl Store {
                 self.rest_from_now(&self.held(address))?;
                 self.put_to_rest(address)?;
                 mended.push(Mended::Orphan { address });
+                orphans = true;
+            }
+        }
+        if orphans {
+            // One may have stood where the guard of somebody's address should.
+            for attachment in &attachments {
+                self.repair_owner(attachment, &mut mended)?;
             }
         }
         self.forget_old_rests()?;
