@@ -139,11 +139,20 @@ fn members_that_go_and_come_back_take_nothing_with_them() {
 
     let killed = lab.etcd_leader().unwrap();
     lab.signal_etcd(killed, Signal::SIGKILL).unwrap();
-    lab.apply_text(&service("three", "10.96.1.3")).unwrap();
+    // Another one has to lead first.
+    wait_until("objects can be written", PATIENCE_WITH_SILENCE, || {
+        lab.apply_text(&service("three", "10.96.1.3")).map(|()| true)
+    })
+    .unwrap();
     wait_for_services(&lab, "node2", &["one", "three", "two"], PATIENCE_WITH_SILENCE);
 
     // Without a majority nothing can be written or known, and everything goes on.
-    let second = lab.etcd_leader().unwrap();
+    let mut second = killed;
+    wait_until("another member leads", PATIENCE_WITH_SILENCE, || {
+        second = lab.etcd_leader()?;
+        Ok(second != killed)
+    })
+    .unwrap();
     lab.signal_etcd(second, Signal::SIGKILL).unwrap();
     wait_for_problem(&lab, "node2", "etcd", PATIENCE_WITH_SILENCE);
     assert_eq!(known(&lab, "node2").unwrap(), ["one", "three", "two"]);
@@ -152,7 +161,10 @@ fn members_that_go_and_come_back_take_nothing_with_them() {
         lab.start_etcd(number).unwrap();
     }
     wait_for_no_problem_with(&lab, "node2", "etcd", PATIENCE_WITH_SILENCE);
-    lab.apply_text(&service("four", "10.96.1.4")).unwrap();
+    wait_until("objects can be written", PATIENCE_WITH_SILENCE, || {
+        lab.apply_text(&service("four", "10.96.1.4")).map(|()| true)
+    })
+    .unwrap();
     wait_for_services(&lab, "node2", &["four", "one", "three", "two"], PATIENCE);
 
     // What the daemon saw last is compacted away while it does not listen, and what it watched with is gone.

@@ -1,5 +1,7 @@
 //! Objects in etcd as an operator writes and reads them: what `kubectl` is to an API server.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, anyhow, bail};
 use etcd_client::{Client, Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
 use jiff::Timestamp;
@@ -12,6 +14,9 @@ use crate::config;
 use crate::datastore::wire::{self, Document};
 use crate::state::objects::ObjectName;
 use crate::yaml;
+
+/// How long the members may take to choose who leads.
+const ELECTION: Duration = Duration::from_secs(5);
 
 /// How often a write is tried again when another came in between.
 const TRIES: u32 = 20;
@@ -45,12 +50,13 @@ struct Written {
 }
 
 impl Objects {
-    /// Connects to the first member that answers.
+    /// Connects to the first member that answers; while one leads no more and another not yet, that takes a moment.
     ///
     /// # Errors
     /// None does; why, for each.
     pub async fn connect(config: &config::Etcd) -> Result<Self> {
         let members = Members::new(config.clone());
+        let deadline = Instant::now() + ELECTION;
         loop {
             match members.connect().await {
                 Ok(client) => {
@@ -58,9 +64,13 @@ impl Objects {
                     return Ok(Self { client, keys });
                 }
                 Err(error) => {
-                    if members.give_up(format!("{error:#}")) {
+                    if !members.give_up(format!("{error:#}")) {
+                        continue;
+                    }
+                    if Instant::now() > deadline {
                         bail!("no member of etcd answers: {}", members.failures().join("; "));
                     }
+                    tokio::time::sleep(Duration::from_millis(200)).await;
                 }
             }
         }
