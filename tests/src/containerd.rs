@@ -7,14 +7,14 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use sluice_lab::containerd::{CONFIG, SOCKET, config};
+use sluice_lab::images::web;
 use sluice_lab::{Lab, Node, up, wait_until};
 
+use crate::PATIENCE;
 use crate::cri::Client;
-use crate::{PATIENCE, install_reference_plugins, oci_image};
 
-const CONFIG: &str = "/run/containerd.toml";
 const PID: &str = "/run/containerd.pid";
-const SOCKET: &str = "/run/containerd/containerd.sock";
 const LOG: &str = "/var/log/containerd.log";
 
 /// How often a command is run whose output was lost.
@@ -37,10 +37,10 @@ impl<'lab> Containerd<'lab> {
             node: node.to_owned(),
         };
         // Its CRI service has the loopback device of every sandbox switched on by a plugin.
-        install_reference_plugins(&containerd.place(), &["loopback"])?;
-        containerd.write(CONFIG, config().as_bytes())?;
+        sluice_lab::cni::install_reference_plugins(lab.record(), node, &["loopback"])?;
+        containerd.write(CONFIG, config(web::NAME).as_bytes())?;
         containerd.run()?;
-        containerd.write("/run/image.tar", &oci_image::archive()?)?;
+        containerd.write("/run/image.tar", &web::archive()?)?;
         for namespace in ["default", "k8s.io"] {
             containerd.ctr_in(namespace, &["image", "import", "/run/image.tar"])?;
         }
@@ -148,12 +148,12 @@ impl<'lab> Containerd<'lab> {
             "0",
             "--env",
             &named,
-            oci_image::NAME,
+            web::NAME,
             name,
         ];
         let running = self.place().spawn(&command)?;
         wait_until("the container serves", PATIENCE, || {
-            let get = format!("http://127.0.0.1:{}/", oci_image::PORT);
+            let get = format!("http://127.0.0.1:{}/", web::PORT);
             let said = self.inside("default", name, &["wget", "-q", "-O", "-", &get])?;
             let addresses = self.inside("default", name, &["ip", "-o", "address", "show", "eth0"])?;
             Ok(said.trim() == name && addresses.contains("inet"))
@@ -207,25 +207,4 @@ impl<'lab> Containerd<'lab> {
         let path = self.path(path)?;
         fs::write(&path, content).with_context(|| format!("writing {}", path.display()))
     }
-}
-
-/// As a cluster's nodes have it, but for the places, and for cgroup limits: a lab node's cgroup has no controllers.
-fn config() -> String {
-    format!(
-        r#"version = 2
-root = "/run/containerd-root"
-state = "/run/containerd-state"
-[grpc]
-  address = "{SOCKET}"
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{}"
-  disable_cgroup = true
-  # A score below the caller's takes a right that containers, in which tests may run, are not given.
-  restrict_oom_score_adj = true
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/opt/cni/bin"
-    conf_dir = "/etc/cni/net.d"
-"#,
-        oci_image::NAME
-    )
 }

@@ -5,7 +5,6 @@
 pub mod containerd;
 pub mod cri;
 pub mod datastore;
-pub mod oci_image;
 pub mod podman;
 pub mod scenario;
 
@@ -190,19 +189,6 @@ pub fn switch_proxy(lab: &Lab, node: &str, from: &str, to: &str) -> Result<()> {
     wait_until("the other dataplane serves", PATIENCE, || {
         Ok(lab.ctl_json(node, &["status"])?["proxy"]["mode"] == to)
     })
-}
-
-/// Puts plugins of the package containernetworking-plugins where a node's runtimes look for them.
-///
-/// # Errors
-/// One of them is not installed.
-pub fn install_reference_plugins(node: &Node<'_>, plugins: &[&str]) -> Result<()> {
-    for plugin in plugins {
-        let from = format!("/usr/lib/cni/{plugin}");
-        node.sh(&format!("test -x {from} && ln -sf {from} /opt/cni/bin/{plugin}"))
-            .with_context(|| format!("{from} is wanted (package containernetworking-plugins)"))?;
-    }
-    Ok(())
 }
 
 /// Makes a node's runtimes use `list` before any other network, noticed by those that watch: by rename.

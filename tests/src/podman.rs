@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use sluice_lab::images::web;
 use sluice_lab::{Lab, Node, wait_until};
 
-use crate::{PATIENCE, oci_image};
+use crate::PATIENCE;
 
 /// Rootless podman aside, what a user would write, but for the storage's place.
 const CONTAINERS: &str = "[network]\n\
@@ -45,7 +46,7 @@ impl<'lab> Podman<'lab> {
         write("/etc/containers/containers.conf", CONTAINERS.as_bytes())?;
         write("/etc/containers/storage.conf", STORAGE.as_bytes())?;
         write("/etc/containers/policy.json", POLICY.as_bytes())?;
-        write("/run/image.tar", &oci_image::archive()?)?;
+        write("/run/image.tar", &web::archive()?)?;
         let podman = Self {
             place: lab.node(node),
         };
@@ -80,8 +81,8 @@ impl<'lab> Podman<'lab> {
             "--name",
             name,
         ];
-        self.run(&[&flags[..], &["--network", network, oci_image::NAME]].concat())?;
-        let get = format!("http://127.0.0.1:{}/", oci_image::PORT);
+        self.run(&[&flags[..], &["--network", network, web::NAME]].concat())?;
+        let get = format!("http://127.0.0.1:{}/", web::PORT);
         wait_until("the container serves", PATIENCE, || {
             Ok(self.inside(name, &["wget", "-q", "-O", "-", &get])?.trim() == name)
         })?;

@@ -9,9 +9,7 @@ use sluice_lab::pods::{Pod, Wanted};
 use sluice_lab::{Lab, Node, Options, wait_until};
 use sluice_tests::containerd::Containerd;
 use sluice_tests::cri::PodSandboxConfig;
-use sluice_tests::{
-    PATIENCE, addresses, everybody_reaches_everybody, install_conflist, install_reference_plugins, pod_traces,
-};
+use sluice_tests::{PATIENCE, addresses, everybody_reaches_everybody, install_conflist, pod_traces};
 
 /// The version that Debian 12's plugins and Sluice have in common.
 const VERSION: &str = "1.0.0";
@@ -26,7 +24,7 @@ fn lab() -> Lab {
     })
     .unwrap();
     let plugins = ["portmap", "bandwidth", "tuning", "firewall", "ptp", "host-local"];
-    install_reference_plugins(&lab.node("node1"), &plugins).unwrap();
+    sluice_lab::cni::install_reference_plugins(lab.record(), "node1", &plugins).unwrap();
     lab
 }
 

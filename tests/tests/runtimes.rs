@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use sluice_lab::images::web::PORT;
 use sluice_lab::{Lab, Node, Options, url, wait_until};
 use sluice_tests::containerd::Containerd;
 use sluice_tests::cri::{Client, PodSandboxConfig};
-use sluice_tests::oci_image::PORT;
 use sluice_tests::podman::Podman;
 use sluice_tests::{PATIENCE, addresses, pod_traces, seen_as, serve_on_client};
 

@@ -16,6 +16,7 @@ use sluice_daemon::datastore::kubernetes::node_status;
 use sluice_daemon::proxy::nftables::NftablesProxy;
 use sluice_daemon::{dataplane, health_checks, host, host_ports, install, network, probe, removals};
 use sluice_ipam::{DEFAULT_REST, Store};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
@@ -176,7 +177,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let (refusal_sender, health_checks) = mpsc::channel(1);
     tokio::spawn(health_checks::run(agent.health_listeners(), refusal_sender));
     let records = host_ports::run(HostPorts::at(HOST_PORTS_DIRECTORY), snapshot_sender);
+    // The first process of a container is not ended by this signal unless it asks for it.
+    let mut asked_to_end = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     tokio::select! {
+        _ = asked_to_end.recv() => Ok(()),
         ended = records => ended.context("watching the host ports"),
         ended = source.run(event_sender) => ended,
         () = agent.run(Inputs { events, host_ports, kernel, host: reports, probes, health_checks, dataplane: dataplane_changes, questions }) => Ok(()),

@@ -1,6 +1,7 @@
 //! Kernel switches that pod traffic needs: looked at, changed only where they stand in the way, read back.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 /// Lets the node forward packets of both families, and replies arrive where the route back is another.
 ///
@@ -35,8 +36,21 @@ fn note(problems: &mut Vec<String>, result: Result<(), String>) {
     problems.extend(result.err());
 }
 
+/// Where the host's switches are in a container, whose own are read-only; deploy/sluice.yaml mounts them there.
+const OF_THE_HOST: &str = "/host/proc/sys";
+
+/// The file of a switch, named as below `/proc/sys`.
+pub fn path(key: &str) -> PathBuf {
+    let of_the_host = Path::new(OF_THE_HOST).join(key);
+    if of_the_host.exists() {
+        of_the_host
+    } else {
+        Path::new("/proc/sys").join(key)
+    }
+}
+
 fn read(key: &str) -> Option<String> {
-    fs::read_to_string(format!("/proc/sys/{key}"))
+    fs::read_to_string(path(key))
         .ok()
         .map(|text| text.trim().to_owned())
 }
@@ -45,9 +59,10 @@ fn ensure(key: &str, value: &str) -> Result<(), String> {
     if read(key).as_deref() == Some(value) {
         return Ok(());
     }
-    let path = format!("/proc/sys/{key}");
+    let path = path(key);
     let failed = |reason: String| {
         let name = key.replace('/', ".");
+        let path = path.display();
         format!("{name} must be {value}, but writing {path} failed: {reason}; run: sysctl -w {name}={value}")
     };
     fs::write(&path, value).map_err(|error| failed(error.to_string()))?;

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::options::check_name;
+use crate::state::Record;
+use crate::up;
 
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
 const PLUGINS: &str = "/opt/cni/bin";
@@ -251,6 +253,20 @@ fn ip(arguments: &[&str]) -> Result<()> {
             arguments.join(" "),
             String::from_utf8_lossy(&output.stderr).trim()
         );
+    }
+    Ok(())
+}
+
+/// Lets a node find plugins of the package `containernetworking-plugins`.
+///
+/// # Errors
+/// There is none of that name.
+pub fn install_reference_plugins(record: &Record, node: &str, plugins: &[&str]) -> Result<()> {
+    for plugin in plugins {
+        let from = format!("/usr/lib/cni/{plugin}");
+        let link = format!("test -x {from} && ln -sf {from} /opt/cni/bin/{plugin}");
+        up::must(record, node, &[], &["busybox", "sh", "-c", &link])
+            .with_context(|| format!("{from} is wanted (package containernetworking-plugins)"))?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use rcgen::{DnType, ExtendedKeyUsagePurpose, KeyPair, SanType};
 
+use crate::options::Options;
 use crate::pki::{self, Authority, Folder};
 use crate::plan::{self, CONTROL, Host};
 use crate::progress::Progress;
@@ -82,7 +83,7 @@ pub fn server(control: &Host, number: u16) -> String {
 pub(crate) fn start(record: &Record, progress: &Progress) -> Result<()> {
     let control = record.member(CONTROL)?;
     progress.step("making the cluster's keys");
-    make_keys(control.init.root(KEYS), &control.host)?;
+    make_keys(control.init.root(KEYS), &control.host, &record.options)?;
     let kubeconfig = |authority: &str, user: &str| kubeconfig(&server(&control.host, 1), authority, user);
     let pki = |name: &str| format!("{KEYS}/{name}");
     let user = format!(
@@ -107,21 +108,73 @@ pub(crate) fn start(record: &Record, progress: &Progress) -> Result<()> {
         sleep(Duration::from_millis(100));
     }
     progress.step("starting kube-controller-manager");
-    let arguments = [
+    let options = &record.options;
+    let mut arguments = vec![
         format!("--kubeconfig={ADMIN_KUBECONFIG}"),
-        format!("--controllers={CONTROLLERS}"),
         "--leader-elect=false".to_owned(),
         // Endpoints that change are told at once.
         "--kube-api-qps=1000".to_owned(),
         "--kube-api-burst=1000".to_owned(),
         "--concurrent-service-endpoint-syncs=20".to_owned(),
     ];
-    launch(
-        record,
-        "kube-controller-manager",
-        &program("kube-controller-manager", Release::Usual)?,
-        &arguments,
-    )
+    if options.kubelets {
+        arguments.extend([
+            "--controllers=*".to_owned(),
+            "--allocate-node-cidrs".to_owned(),
+            format!(
+                "--cluster-cidr={}",
+                plan::cluster_cidrs(options.families).join(",")
+            ),
+            format!(
+                "--service-cluster-ip-range={}",
+                plan::service_cidrs(options.families).join(",")
+            ),
+            format!("--service-account-private-key-file={}", pki("accounts.key")),
+            format!("--root-ca-file={}", pki("ca.crt")),
+        ]);
+    } else {
+        arguments.push(format!("--controllers={CONTROLLERS}"));
+    }
+    let manager = "kube-controller-manager";
+    launch(record, manager, &program(manager, Release::Usual)?, &arguments)?;
+    if options.kubelets {
+        progress.step("starting kube-scheduler");
+        let arguments = [
+            format!("--kubeconfig={ADMIN_KUBECONFIG}"),
+            "--leader-elect=false".to_owned(),
+        ];
+        launch(
+            record,
+            "kube-scheduler",
+            &program("kube-scheduler", Release::Usual)?,
+            &arguments,
+        )?;
+    }
+    Ok(())
+}
+
+/// Gives a node's kubelet its credentials, in `folder` on the node.
+///
+/// # Errors
+/// The file system's.
+pub(crate) fn introduce_kubelet(record: &Record, node: &str, folder: &str) -> Result<()> {
+    let control = record.member(CONTROL)?;
+    let init = record.member(node)?.init;
+    fs::create_dir_all(init.root(folder))?;
+    for (from, to) in [
+        ("ca.crt", "ca.crt"),
+        (&format!("{node}.crt"), "kubelet.crt"),
+        (&format!("{node}.key"), "kubelet.key"),
+    ] {
+        fs::write(
+            init.root(&format!("{folder}/{to}")),
+            fs::read(control.init.root(&format!("{KEYS}/{from}")))?,
+        )?;
+    }
+    let user = format!("client-certificate: {folder}/kubelet.crt, client-key: {folder}/kubelet.key");
+    let text = kubeconfig(&server(&control.host, 1), &format!("{folder}/ca.crt"), &user);
+    fs::write(init.root(&format!("{folder}/kubelet.kubeconfig")), text)?;
+    Ok(())
 }
 
 /// Gives a node's daemon its credentials.
@@ -215,9 +268,16 @@ pub(crate) fn start_api_server(record: &Record, number: u16, release: Release, e
             plan::service_cidrs(options.families).join(",")
         ),
         "--authorization-mode=Node,RBAC".to_owned(),
-        // The lab's pods have none.
-        "--disable-admission-plugins=ServiceAccount".to_owned(),
     ];
+    if options.kubelets {
+        arguments.extend([
+            format!("--kubelet-client-certificate={}", pki("admin.crt")),
+            format!("--kubelet-client-key={}", pki("admin.key")),
+        ]);
+    } else {
+        // The lab's pods have none.
+        arguments.push("--disable-admission-plugins=ServiceAccount".to_owned());
+    }
     arguments.extend(extra.iter().map(|argument| (*argument).to_owned()));
     let name = api_server(number);
     launch(record, &name, &program("kube-apiserver", release)?, &arguments)?;
@@ -270,7 +330,7 @@ fn launch(record: &Record, name: &str, program: &str, arguments: &[String]) -> R
 }
 
 /// One of the control plane's programs: from `$KUBEBUILDER_ASSETS`, else from where `./dev setup` builds them.
-fn program(name: &str, release: Release) -> Result<String> {
+pub(crate) fn program(name: &str, release: Release) -> Result<String> {
     let (assets, release) = match release {
         Release::Usual => (std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from), RELEASE),
         Release::Newest => (None, NEWEST),
@@ -280,8 +340,8 @@ fn program(name: &str, release: Release) -> Result<String> {
         .with_context(|| "./dev setup builds it, or name a folder that has it in KUBEBUILDER_ASSETS")
 }
 
-/// An authority, and what it signs: the servers' certificate and the administrator's; and the key that signs tokens.
-fn make_keys(folder: PathBuf, control: &Host) -> Result<()> {
+/// An authority, and what it signs: the servers' certificate, the administrator's and the kubelets'; and the key that signs tokens.
+fn make_keys(folder: PathBuf, control: &Host, options: &Options) -> Result<()> {
     let authority = Authority::new("lab")?;
     let folder = Folder::new(folder)?;
     folder.write("ca.crt", &authority.certificate())?;
@@ -299,6 +359,16 @@ fn make_keys(folder: PathBuf, control: &Host) -> Result<()> {
     admin.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     folder.write_pair("server", &authority.sign(server)?)?;
     folder.write_pair("admin", &authority.sign(admin)?)?;
+    for number in 1..=options.nodes {
+        let node = plan::node(options, number).name;
+        // How the API server knows whose kubelet it is (Node authorization).
+        let mut kubelet = pki::named(&format!("system:node:{node}"));
+        kubelet
+            .distinguished_name
+            .push(DnType::OrganizationName, "system:nodes");
+        kubelet.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        folder.write_pair(&node, &authority.sign(kubelet)?)?;
+    }
     let accounts = KeyPair::generate()?;
     folder.write("accounts.pub", &accounts.public_key_pem())?;
     folder.write("accounts.key", &accounts.serialize_pem())

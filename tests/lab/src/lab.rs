@@ -19,7 +19,7 @@ use crate::plan::{self, CLIENT, CONTROL, Host};
 use crate::pods::{self, Pod, Wanted};
 use crate::progress::Progress;
 use crate::state::{self, Record};
-use crate::{control_plane, etcd, objects, supervise, up};
+use crate::{control_plane, etcd, kubelets, objects, supervise, up};
 
 /// Keeps the names of several labs in one process apart.
 static NEXT: AtomicU32 = AtomicU32::new(1);
@@ -313,6 +313,34 @@ impl Lab {
     /// What it said.
     pub fn etcdctl(&self, command: &str) -> Result<String> {
         etcd::must(etcd::ctl(&self.record, command, true)?, command)
+    }
+
+    /// Kills a node's kubelet and starts it again.
+    ///
+    /// # Errors
+    /// It does not run, or cannot be started.
+    pub fn restart_kubelet(&self, node: &str) -> Result<()> {
+        kubelets::restart(&self.record, node)
+    }
+
+    /// Runs `kubectl` as administrator, the words of its command with one space between them, and gives what it printed.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn kubectl(&self, command: &str) -> Result<String> {
+        self.kubectl_words(&command.split(' ').collect::<Vec<_>>())
+    }
+
+    /// Runs `kubectl` with words that may have spaces in them.
+    ///
+    /// # Errors
+    /// As [`Lab::kubectl`].
+    pub fn kubectl_words(&self, words: &[&str]) -> Result<String> {
+        let output = kubelets::kubectl(&self.record, words)?;
+        if !output.status.success() {
+            return Err(up::failure(CONTROL, &[&["kubectl"], words].concat(), &output));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The number of a node's daemon, inside the node.

@@ -8,13 +8,16 @@
 pub mod api;
 pub mod cgroup;
 pub mod cni;
+pub mod containerd;
 pub mod control_plane;
 pub mod demo;
 pub mod down;
 pub mod enter;
 pub mod etcd;
 mod fabric;
+pub mod images;
 pub mod init;
+pub mod kubelets;
 pub mod lab;
 pub mod load;
 mod manifests;

@@ -8,11 +8,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand};
 use sluice_lab::enter::Place;
-use sluice_lab::options::Options;
+use sluice_lab::options::{Datastore, Options};
+use sluice_lab::plan::CONTROL;
 use sluice_lab::pods::{self, Wanted};
 use sluice_lab::progress::Progress;
 use sluice_lab::state::Record;
-use sluice_lab::{api, cni, demo, down, enter, init, objects, supervise, talk, udp_name, up};
+use sluice_lab::{
+    api, cni, demo, down, enter, images, init, kubelets, objects, supervise, talk, udp_name, up,
+};
 
 /// A Sluice cluster of namespaces on this machine: nodes, an outside client, real packets
 #[derive(Parser)]
@@ -58,6 +61,22 @@ enum Verb {
         /// What sluicectl is to do
         #[arg(last = true)]
         arguments: Vec<String>,
+    },
+    /// Show a real cluster: the tutorial's Deployment exposed, scaled and replaced, and Sluice replaced; then remove it all
+    KubeDemo(Options),
+    /// Run kubectl as administrator of a lab's cluster
+    Kubectl {
+        #[command(flatten)]
+        lab: Name,
+        /// What kubectl is to do
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Write Sluice's container image, an OCI archive
+    Image {
+        /// Where to
+        #[arg(long)]
+        output: PathBuf,
     },
     /// Remove a lab, whatever state it is in
     Down {
@@ -268,6 +287,26 @@ fn run(verb: Verb) -> Result<i32> {
         Verb::Ctl { lab, node, arguments } => {
             let command = [vec!["sluicectl".to_owned()], arguments].concat();
             return enter::run(&on_node(lab, node), &command);
+        }
+        Verb::KubeDemo(options) => {
+            let options = Options {
+                datastore: Datastore::Kubernetes,
+                kubelets: true,
+                ..options
+            };
+            return demo::cluster::run(&options);
+        }
+        Verb::Kubectl { lab, arguments } => {
+            Record::load(&lab.name)?;
+            return enter::run(
+                &on_node(lab, CONTROL.to_owned()),
+                &kubelets::kubectl_command(&arguments)?,
+            );
+        }
+        Verb::Image { output } => {
+            let archive = images::sluice::archive(&up::binaries(false)?)?;
+            std::fs::write(&output, archive).with_context(|| format!("writing {}", output.display()))?;
+            println!("{}, as {}", output.display(), images::sluice::NAME);
         }
         Verb::Down { all: true, .. } => down::down_all()?,
         Verb::Down { lab, .. } => {

@@ -30,6 +30,9 @@ pub struct Options {
     /// Where the nodes take their desired state from
     #[arg(long, value_enum, default_value_t)]
     pub datastore: Datastore,
+    /// Real Kubernetes nodes: a kubelet and containerd on each, and Sluice as a DaemonSet
+    #[arg(long)]
+    pub kubelets: bool,
     /// The nodes alone: nothing of Sluice is installed or started
     #[arg(long)]
     pub bare: bool,
@@ -45,6 +48,7 @@ impl Default for Options {
             backend: Backend::default(),
             proxy: ProxyMode::default(),
             datastore: Datastore::default(),
+            kubelets: false,
             bare: false,
         }
     }
@@ -62,6 +66,9 @@ impl Options {
         }
         if !(1..=2).contains(&self.subnets) {
             bail!("{} subnets; 1 or 2 are wanted", self.subnets);
+        }
+        if self.kubelets && self.datastore != Datastore::Kubernetes {
+            bail!("kubelets want an API server; say --datastore kubernetes too");
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::options::{Datastore, Options};
 use crate::plan::{self, FABRIC, Host};
 use crate::progress::Progress;
 use crate::state::{self, Member, Record};
-use crate::{cgroup, control_plane, etcd, fabric, objects, supervise};
+use crate::{cgroup, control_plane, etcd, fabric, kubelets, objects, supervise};
 
 /// What says that a node takes pods: the daemon writes it last.
 pub const CONFLIST: &str = "/etc/cni/net.d/10-sluice.conflist";
@@ -91,7 +91,12 @@ pub fn up(options: &Options, progress: &Progress) -> Result<Record> {
         return Err(error);
     }
     if !options.bare {
-        start_daemons(&record, progress).with_context(|| {
+        let started = if options.kubelets {
+            kubelets::start(&record, progress)
+        } else {
+            start_daemons(&record, progress)
+        };
+        started.with_context(|| {
             format!(
                 "lab {name:?} stays as it is, to look around in: exec --name {name} node1 -- …; \
                  remove it with: down --name {name}",
@@ -167,7 +172,8 @@ pub(crate) fn add_host(record: &mut Record, host: Host, progress: &Progress) -> 
     let fabric = record.member(FABRIC)?.init;
     let init = hold(record, host.clone())?;
     fabric::plug(fabric, &host, init, &options)?;
-    if !host.pod_cidrs.is_empty() {
+    // A kubelet registers its node, and Sluice's configuration is in the cluster.
+    if !host.pod_cidrs.is_empty() && !options.kubelets {
         let config = daemon_config(&options, &host);
         let path = init.root("/etc/sluice/config.yaml");
         fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;

@@ -16,6 +16,7 @@ use sluice_cni::mac::Mac;
 use sluice_cni::netlink::Netlink;
 use sluice_cni::requests::{self, End};
 
+use crate::network::sysctl;
 use crate::state::service_port::Family;
 
 /// The device that connections to loopback leave by.
@@ -114,7 +115,7 @@ pub fn remove() -> Result<bool> {
 }
 
 fn set(key: &str, value: &str) -> Result<()> {
-    let path = format!("/proc/sys/{key}");
+    let path = sysctl::path(key);
     let written: io::Result<()> = fs::write(&path, value);
-    written.with_context(|| format!("writing {value} to {path}"))
+    written.with_context(|| format!("writing {value} to {}", path.display()))
 }

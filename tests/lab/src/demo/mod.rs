@@ -3,6 +3,7 @@
 //! It claims nothing it did not just see: every row counts requests that were made and what answered.
 
 pub mod checks;
+pub mod cluster;
 mod figures;
 pub mod restart;
 
@@ -163,17 +164,23 @@ fn checks(stage: &mut Stage, progress: &Progress) -> Vec<Row> {
     let mut rows = Vec::new();
     for (what, check) in all {
         progress.step(what);
-        let (requests, result) = match check(stage) {
+        rows.push(Row::of(what, check(stage)));
+    }
+    rows
+}
+
+impl Row {
+    fn of(what: &str, outcome: Outcome) -> Self {
+        let (requests, result) = match outcome {
             Ok((requests, said)) => (requests, Ok(said)),
             Err(error) => (0, Err(error)),
         };
-        rows.push(Row {
+        Self {
             what: what.to_owned(),
             requests,
             result,
-        });
+        }
     }
-    rows
 }
 
 fn table(rows: &[Row]) -> Table {

@@ -118,35 +118,44 @@ pub(super) fn kill_under_load(stage: &mut Stage) -> Outcome {
     let is_v4 = stage.families().contains(&true);
     let cluster_ip = KUBIA_WEB[usize::from(!is_v4)];
     let nodes = lab.nodes();
-    let mut places: Vec<Node<'_>> = nodes.iter().map(|node| lab.node(node)).collect();
-    places.push(lab.client());
-    allow(&places)?;
-    let mut loads = Vec::new();
-    let mut names = Vec::new();
+    let mut load = Vec::new();
     for node in &nodes {
         let pod = stage.pods.iter().find(|pod| pod.node == *node);
         if let Some(pod) = pod {
-            let from = lab.pod(&pod.name)?;
-            loads.push(Load::start(&from, &pod.name, &url(cluster_ip, 80, ""))?);
-            names.push((from, pod.name.clone()));
+            load.push((lab.pod(&pod.name)?, pod.name.clone(), url(cluster_ip, 80, "")));
         }
         let address = stage.host_address(node, is_v4)?;
-        loads.push(Load::start(
-            &lab.client(),
-            &format!("client-{node}"),
-            &url(&address, NODE_PORT, ""),
-        )?);
-        names.push((lab.client(), format!("client-{node}")));
+        load.push((
+            lab.client(),
+            format!("client-{node}"),
+            url(&address, NODE_PORT, ""),
+        ));
     }
-    let worked = names
-        .iter()
-        .try_for_each(|(place, name)| wait_for_requests(place, name, 10))
-        .and_then(|()| nodes.iter().try_for_each(|node| kill_and_wait(lab, node)))
-        .and_then(|()| {
-            names
-                .iter()
-                .try_for_each(|(place, name)| wait_for_requests(place, name, 10))
-        });
+    let requests = under_load(&load, || {
+        nodes.iter().try_for_each(|node| kill_and_wait(lab, node))
+    })?;
+    Ok((
+        requests,
+        format!("{} daemons killed, no request failed", nodes.len()),
+    ))
+}
+
+/// Does something while requests are made: from each place, in a loop of that name, for that URL. Gives how many were made.
+///
+/// # Errors
+/// One of them failed, or what was done.
+pub fn under_load(load: &[(Node<'_>, String, String)], act: impl FnOnce() -> Result<()>) -> Result<usize> {
+    let places: Vec<Node<'_>> = load.iter().map(|(place, ..)| place.clone()).collect();
+    allow(&places)?;
+    let mut loads = Vec::new();
+    for (place, name, url) in load {
+        loads.push(Load::start(place, name, url)?);
+    }
+    let all_go_on = || {
+        load.iter()
+            .try_for_each(|(place, name, _)| wait_for_requests(place, name, 10))
+    };
+    let worked = all_go_on().and_then(|()| act()).and_then(|()| all_go_on());
     // Stopped in any case, or the loops are waited for without end.
     stop(&places)?;
     let mut requests = 0;
@@ -162,8 +171,5 @@ pub(super) fn kill_under_load(stage: &mut Stage) -> Outcome {
     if !failures.is_empty() {
         bail!("{}", failures.join("; "));
     }
-    Ok((
-        requests,
-        format!("{} daemons killed, no request failed", nodes.len()),
-    ))
+    Ok(requests)
 }

@@ -1,0 +1,118 @@
+//! A real cluster: kubelets, containerd, the control plane, and Sluice as a DaemonSet in place of a network plugin and kube-proxy.
+
+use std::time::Duration;
+
+use anyhow::bail;
+use nix::sys::signal::Signal;
+use sluice_lab::control_plane::Release;
+use sluice_lab::demo::cluster;
+use sluice_lab::demo::restart::under_load;
+use sluice_lab::{Datastore, Lab, Options, wait_until};
+use sluice_tests::PATIENCE;
+
+/// A rollout of a DaemonSet, or a kubelet that is started again.
+const PATIENCE_WITH_KUBELETS: Duration = Duration::from_secs(90);
+
+/// K1 K3 K4 S24: what `./dev kube demo` shows; then another dataplane, and everything that can be restarted, without a failed request.
+#[test]
+fn a_cluster_serves_while_everything_in_it_is_replaced() {
+    let lab = Lab::up(Options {
+        nodes: 2,
+        datastore: Datastore::Kubernetes,
+        kubelets: true,
+        ..Options::default()
+    })
+    .unwrap();
+    let failures = cluster::failures(&lab);
+    assert!(failures.is_empty(), "{failures:#?}");
+
+    // hostPort, as the kubelet passes it on.
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: porter}\nspec:\n  nodeName: node2\n  containers:\n  \
+               - {name: c, image: 'localhost/busybox:lab', ports: [{containerPort: 8080, hostPort: 18080}]}\n";
+    lab.apply_text(pod).unwrap();
+    for address in &lab.host("node2").unwrap().addresses {
+        wait_until("the host port answers", PATIENCE, || {
+            Ok(lab.client().get(&address.to_string(), 18080, "")? == "porter")
+        })
+        .unwrap();
+    }
+
+    let load = cluster::load(&lab).unwrap();
+    let made = under_load(&load, || {
+        for mode in ["nftables", "ebpf"] {
+            let config = lab.kubectl("-n kube-system get configmap sluice -o yaml")?;
+            let other = if mode == "ebpf" {
+                "mode: nftables"
+            } else {
+                "mode: auto"
+            };
+            assert!(config.contains(other), "{config}");
+            lab.apply_text(&without_server_fields(
+                &config.replace(other, &format!("mode: {mode}")),
+            ))?;
+            cluster::roll_sluice(&lab)?;
+            let status = lab.node("node1").run(&["sluicectl", "status"])?;
+            assert!(status.contains(&format!("services   {mode}")), "{status}");
+        }
+        Ok(())
+    })
+    .unwrap();
+    assert!(made > 100, "{made}");
+
+    under_load(&load, || {
+        lab.restart_kubelet("node1")?;
+        lab.signal_api_server(1, Signal::SIGKILL)?;
+        lab.start_api_server(1, Release::Usual, &[])?;
+        Ok(())
+    })
+    .unwrap();
+    // And it is a cluster still.
+    lab.kubectl("scale deployment kubia --replicas=6").unwrap();
+    wait_until("six pods are ready", PATIENCE_WITH_KUBELETS, || {
+        let ready = lab.kubectl("get deployment kubia -o jsonpath={.status.readyReplicas}")?;
+        if ready != "6" {
+            bail!("{ready} are ready");
+        }
+        Ok(true)
+    })
+    .unwrap();
+
+    // Without its rights it says what it lacks, and what is in the kernel goes on.
+    lab.kubectl("delete clusterrolebinding sluice").unwrap();
+    lab.kubectl("-n kube-system rollout restart daemonset sluice")
+        .unwrap();
+    wait_until(
+        "the log names the right that is missing",
+        PATIENCE_WITH_KUBELETS,
+        || {
+            let logs =
+                lab.kubectl("-n kube-system logs -l app.kubernetes.io/name=sluice -c sluiced --tail=100")?;
+            Ok(logs.contains("is forbidden: User"))
+        },
+    )
+    .unwrap();
+    under_load(&load, || Ok(())).unwrap();
+}
+
+/// What an object says apart from what the server says of it.
+fn without_server_fields(yaml: &str) -> String {
+    let server = ["  resourceVersion:", "  uid:", "  creationTimestamp:"];
+    let lines = yaml
+        .lines()
+        .filter(|line| !server.iter().any(|field| line.starts_with(field)));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// K2: the manifest for users has the rights that are tested elsewhere, and no more; and nothing in it is privileged.
+#[test]
+fn the_manifest_has_the_tested_rights_and_no_privileged_container() {
+    let manifest = include_str!("../../deploy/sluice.yaml");
+    let rights: String = include_str!("../../deploy/rbac.yaml")
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert!(manifest.contains(&rights));
+    assert!(!manifest.contains("privileged:"));
+    assert_eq!(manifest.matches("readOnlyRootFilesystem: true").count(), 2);
+}
