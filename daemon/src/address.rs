@@ -1,6 +1,6 @@
 //! Address families, and networks and servers as people write them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::Uri;
 use ipnetwork::IpNetwork;
@@ -169,6 +169,42 @@ impl<'de> Deserialize<'de> for ServerUrls {
         let written = text.split(',').map(str::trim).filter(|server| !server.is_empty());
         let servers: Result<_, _> = written.map(parse_server).collect();
         servers.map(Self).map_err(de::Error::custom)
+    }
+}
+
+/// An address and port to listen on, or none, which is written as an empty text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptionalAddress(Option<SocketAddr>);
+
+impl OptionalAddress {
+    /// This one.
+    pub const fn of(address: SocketAddr) -> Self {
+        Self(Some(address))
+    }
+
+    /// The address, if there is one.
+    pub fn get(&self) -> Option<SocketAddr> {
+        self.0
+    }
+}
+
+impl Serialize for OptionalAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.map(|address| address.to_string()).unwrap_or_default())
+    }
+}
+
+impl<'de> Deserialize<'de> for OptionalAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let wanted = "something like 0.0.0.0:10256 or [::]:10256 is wanted, or an empty text";
+        let address = text
+            .parse()
+            .map_err(|_| de::Error::custom(format!("{text:?} is no address and port; {wanted}")))?;
+        Ok(Self(Some(address)))
     }
 }
 

@@ -37,6 +37,16 @@ fn a_cluster_serves_while_everything_in_it_is_replaced() {
         .unwrap();
     }
 
+    // Where load balancers and people look for kube-proxy.
+    for address in &lab.host("node2").unwrap().addresses {
+        let health = lab.client().get(&address.to_string(), 10256, "healthz").unwrap();
+        assert!(health.contains("\"nodeEligible\":true"), "{health}");
+    }
+    assert_eq!(
+        lab.node("node2").get("127.0.0.1", 10249, "proxyMode").unwrap(),
+        "ebpf"
+    );
+
     let load = cluster::load(&lab).unwrap();
     let made = under_load(&load, || {
         for mode in ["nftables", "ebpf"] {

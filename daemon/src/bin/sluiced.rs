@@ -8,9 +8,9 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use sluice_cni::host_ports::HostPorts;
 use sluice_cni::names::{HOST_PORTS_DIRECTORY, IPAM_DIRECTORY, PLUGIN_FOLDER, REMOVALS_SOCKET};
-use sluice_daemon::admin::{self, http, socket};
+use sluice_daemon::admin::{self, http, kube_proxy, socket};
 use sluice_daemon::agent::{Agent, Inputs};
-use sluice_daemon::config::{self, Config, LogFormat, LogLevel};
+use sluice_daemon::config::{self, Config, DatastoreKind, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::datastore::Source;
 use sluice_daemon::datastore::kubernetes::node_status;
 use sluice_daemon::proxy::nftables::NftablesProxy;
@@ -137,7 +137,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let (report_sender, reports) = mpsc::channel(1);
 
     socket::serve(Path::new(admin::SOCKET), question_sender.clone()).await?;
-    http::serve(&config.admin, question_sender).await?;
+    http::serve(&config.admin, question_sender.clone()).await?;
+    if config.datastore.kind == DatastoreKind::Kubernetes && config.proxy.mode != ProxyMode::Off {
+        kube_proxy::serve(&config.admin, question_sender).await;
+    }
     let removed = removals::serve(Path::new(REMOVALS_SOCKET))?;
     let proxy = dataplane::open(config.proxy.mode, pod_namespaces)?;
     let (change_sender, dataplane_changes) = mpsc::channel(1);

@@ -4,13 +4,13 @@
 //! become a default.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize, de};
 
-use crate::address::{Cidrs, Family, cidr_list, network_list};
+use crate::address::{Cidrs, Family, OptionalAddress, cidr_list, network_list};
 use crate::yaml;
 
 pub use self::datastore::{Datastore, DatastoreKind, Etcd, Kubernetes, Manifests};
@@ -178,6 +178,10 @@ pub struct Admin {
     pub metrics: SocketAddr,
     /// Where `/healthz` and `/readyz` are served.
     pub health: SocketAddr,
+    /// Where kube-proxy's `/healthz` is served in its place, under Kubernetes; empty: nowhere.
+    pub kube_proxy_health: OptionalAddress,
+    /// Where kube-proxy's `/proxyMode` is served in its place, under Kubernetes; empty: nowhere.
+    pub kube_proxy_metrics: OptionalAddress,
 }
 
 /// The daemon's own log.
@@ -251,6 +255,8 @@ impl Default for Admin {
         Self {
             metrics: ([127, 0, 0, 1], 9095).into(),
             health: ([127, 0, 0, 1], 9096).into(),
+            kube_proxy_health: OptionalAddress::of((Ipv6Addr::UNSPECIFIED, 10256).into()),
+            kube_proxy_metrics: OptionalAddress::of(([127, 0, 0, 1], 10249).into()),
         }
     }
 }

@@ -53,7 +53,7 @@ pub fn node_routes(
         if !cluster_cidrs.contain(&cidr) {
             let all: Vec<_> = cluster_cidrs.iter().map(ToString::to_string).collect();
             routes.refused.push(format!(
-                "node {} claims the pod CIDR {cidr}, which is outside clusterCIDRs ({}); its pods there get no traffic",
+                "node {} claims the pod CIDR {cidr}, which is outside clusterCIDRs ({}): its pods there get no traffic; correct clusterCIDRs, or what gives out pod CIDRs",
                 node.name,
                 all.join(", ")
             ));

@@ -10,18 +10,13 @@ use tokio::sync::mpsc;
 use super::Told;
 use super::keys::{Keys, Stored};
 use super::members::{Members, answer};
+use super::pages::{LARGEST, Pages};
 use crate::datastore::keeper::{Heard, What};
 use crate::datastore::wire;
 use crate::state::objects::{Kind, Object, ObjectName};
 
 /// All that is listed and watched.
 pub const KINDS: [Kind; 4] = [Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::Pod];
-
-/// How many keys are asked for at once.
-const PAGE: i64 = 500;
-
-/// The largest answer that is taken, in bytes: a page of large objects.
-const LARGEST: usize = 256 << 20;
 
 /// Follows the objects below the prefix.
 pub struct Following {
@@ -91,38 +86,16 @@ impl Following {
             tell(teller, kind, What::ListBegins).await;
         }
         self.mirrored.clear();
-        let all = self.keys.all();
-        let doing = format!("listing {all}");
-        let mut kv = client.kv_client().max_decoding_message_size(LARGEST);
-        // The key behind all others of the prefix: `0` follows `/`.
-        let end = format!("{}0", all.trim_end_matches('/'));
-        let (mut from, mut revision) = (all.into_bytes(), 0);
-        loop {
-            let asked = GetOptions::new()
-                .with_range(end.as_str())
-                .with_limit(PAGE)
-                .with_revision(revision);
-            let mut page = answer(&doing, kv.get(from, Some(asked))).await?;
-            if revision == 0 {
-                revision = page.header().map_or(0, |header| header.revision());
-            }
-            let more = page.more();
-            let found = page.take_kvs();
-            from = found
-                .last()
-                .map(|last| [last.key(), &[0]].concat())
-                .unwrap_or_default();
-            for key_value in &found {
+        let mut pages = Pages::below(client, &self.keys.all());
+        while let Some(page) = pages.next().await? {
+            for key_value in &page {
                 self.put(key_value, teller).await;
-            }
-            if !more || found.is_empty() {
-                break;
             }
         }
         for kind in KINDS {
             tell(teller, kind, What::ListEnds).await;
         }
-        Ok(revision)
+        Ok(pages.revision)
     }
 
     /// Tells changes; ends when they begin before what the member still has.

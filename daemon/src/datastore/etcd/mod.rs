@@ -29,8 +29,11 @@ use crate::state::objects::{Kind, Node, Object, ObjectName};
 mod claims;
 mod following;
 mod keys;
+mod leases;
 mod members;
+mod node_object;
 pub mod objects;
+mod pages;
 pub mod record;
 pub mod registration;
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::Members;
 use super::keys::{Keys, Stored};
 use super::members::answer;
+use super::pages::Pages;
 use crate::config;
 use crate::datastore::wire::{self, Document};
 use crate::state::objects::ObjectName;
@@ -20,9 +21,6 @@ const ELECTION: Duration = Duration::from_secs(5);
 
 /// How often a write is tried again when another came in between.
 const TRIES: u32 = 20;
-
-/// How many objects are asked for at once.
-const PAGE: i64 = 500;
 
 /// What became of an object that was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,45 +138,34 @@ impl Objects {
         namespace: Option<&str>,
         name: Option<&str>,
     ) -> Result<Vec<Value>> {
-        let (from, end) = match name {
+        let mut found = Vec::new();
+        match name {
             Some(name) => {
-                let name = ObjectName::new(namespace.unwrap_or("default"), name);
-                (self.keys.object(kind, &name), None)
+                let key = self
+                    .keys
+                    .object(kind, &ObjectName::new(namespace.unwrap_or("default"), name));
+                let doing = format!("reading {key}");
+                found.extend(
+                    answer(&doing, self.client.kv_client().get(key, None))
+                        .await?
+                        .take_kvs(),
+                );
             }
             None => {
                 let folder = self
                     .keys
                     .objects(kind, namespace.filter(|_| kind != Stored::Node));
-                // `0` follows `/`.
-                let end = format!("{}0", folder.trim_end_matches('/'));
-                (folder, Some(end))
-            }
-        };
-        let doing = format!("reading {from}");
-        let mut objects = Vec::new();
-        let mut from = from.into_bytes();
-        loop {
-            let mut asked = GetOptions::new().with_limit(PAGE);
-            if let Some(end) = &end {
-                asked = asked.with_range(end.as_str());
-            }
-            let mut kv = self.client.kv_client().max_decoding_message_size(usize::MAX);
-            let mut page = answer(&doing, kv.get(from, Some(asked))).await?;
-            let more = page.more();
-            let found = page.take_kvs();
-            from = found
-                .last()
-                .map(|last| [last.key(), &[0]].concat())
-                .unwrap_or_default();
-            for key_value in &found {
-                let key = key_value.key_str().unwrap_or("?");
-                let object = serde_json::from_slice(key_value.value());
-                objects.push(object.with_context(|| format!("{key} is not JSON"))?);
-            }
-            if !more || found.is_empty() {
-                return Ok(objects);
+                let mut pages = Pages::below(&self.client, &folder);
+                while let Some(page) = pages.next().await? {
+                    found.extend(page);
+                }
             }
         }
+        let read = |key_value: &KeyValue| {
+            let key = key_value.key_str().unwrap_or("?");
+            serde_json::from_slice(key_value.value()).with_context(|| format!("{key} is not JSON"))
+        };
+        found.iter().map(read).collect()
     }
 
     /// Removes an object, and with a Node the claims of its pod CIDRs and its name; says whether it was there.

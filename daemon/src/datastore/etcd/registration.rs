@@ -10,17 +10,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
-use etcd_client::{
-    Client, Compare, CompareOp, Error, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse,
-};
+use etcd_client::{Client, Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::claims::{self, Held};
 use super::keys::{Keys, Stored};
+use super::leases::{keep_alive, lease};
 use super::members::{Members, answer, because};
+use super::node_object::{node_object, pod_cidrs};
 use super::record::Record;
 use crate::address::{Cidrs, Family};
 use crate::config::Config;
@@ -155,7 +154,7 @@ impl Registrar {
         let asked = Instant::now();
         let mut lasts = None;
         for (lease, is_long) in [(granted.leases.short, false), (granted.leases.long, true)] {
-            let Some(left) = self.keep_alive(client, lease).await? else {
+            let Some(left) = keep_alive(client, lease).await? else {
                 return Ok(None);
             };
             if is_long {
@@ -302,47 +301,12 @@ impl Registrar {
     /// The leases that hold what is there already, as long as they are good; new ones else.
     async fn leases(&self, client: &Client, seen: &Seen) -> Result<Leases> {
         let lease_of = |key_value: &Option<KeyValue>| key_value.as_ref().map_or(0, KeyValue::lease);
-        let long = self.lease(client, lease_of(&seen.node), self.members.config().lease_seconds);
-        let short = self.lease(client, lease_of(&seen.registration), self.name_lease());
+        let long = lease(client, lease_of(&seen.node), self.members.config().lease_seconds);
+        let short = lease(client, lease_of(&seen.registration), self.name_lease());
         Ok(Leases {
             long: long.await?,
             short: short.await?,
         })
-    }
-
-    async fn lease(&self, client: &Client, there: i64, seconds: u32) -> Result<i64> {
-        let wanted = i64::from(seconds);
-        if there != 0 {
-            let doing = "asking for a lease of this node's";
-            let known = answer(doing, client.lease_client().time_to_live(there, None)).await?;
-            if known.granted_ttl() == wanted && self.keep_alive(client, there).await?.is_some() {
-                return Ok(there);
-            }
-        }
-        let granted = answer("asking for a lease", client.lease_client().grant(wanted, None)).await?;
-        Ok(granted.id())
-    }
-
-    /// How long the lease lasts from now on; none if it is over.
-    async fn keep_alive(&self, client: &Client, lease: i64) -> Result<Option<Duration>> {
-        let mut leases = client.lease_client();
-        let asked = async {
-            match leases.keep_alive(lease).await {
-                // That the first answer says so was seen to by the library.
-                Ok(_) => Ok(true),
-                Err(Error::LeaseKeepAliveError(_)) => Ok(false),
-                Err(error) => Err(error),
-            }
-        };
-        if !answer("renewing a lease of this node's", asked).await? {
-            return Ok(None);
-        }
-        let doing = "asking how long a lease of this node's lasts";
-        let known = answer(doing, client.lease_client().time_to_live(lease, None)).await?;
-        Ok(u64::try_from(known.ttl())
-            .ok()
-            .filter(|ttl| *ttl > 0)
-            .map(Duration::from_secs))
     }
 
     /// Writes what is not there yet; says whether all was as it was seen.
@@ -426,74 +390,10 @@ impl Registrar {
     }
 }
 
-/// The Node as it is written: an operator's labels stay, and so does what was there of other addresses.
-fn node_object(existing: Option<Value>, name: &str, cidrs: &[IpNetwork], addresses: &[IpAddr]) -> Value {
-    let mut object = existing.filter(Value::is_object).unwrap_or_else(|| {
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        json!({"metadata": {"creationTimestamp": now, "labels": {"kubernetes.io/hostname": name}}})
-    });
-    // Somebody may have written anything there.
-    for part in ["metadata", "spec", "status"] {
-        if !object[part].is_object() {
-            object[part] = json!({});
-        }
-    }
-    object["apiVersion"] = json!("v1");
-    object["kind"] = json!("Node");
-    object["metadata"]["name"] = json!(name);
-    object["spec"]["podCIDR"] = json!(cidrs.first());
-    object["spec"]["podCIDRs"] = json!(cidrs);
-    let others = object["status"]["addresses"].as_array().into_iter().flatten();
-    let others: Vec<Value> = others
-        .filter(|other| other["type"] != "InternalIP")
-        .cloned()
-        .collect();
-    let own = addresses
-        .iter()
-        .map(|address| json!({"type": "InternalIP", "address": address}));
-    object["status"]["addresses"] = own.chain(others).collect();
-    object
-}
-
-fn pod_cidrs(node: &[u8]) -> Vec<IpNetwork> {
-    let node: Value = serde_json::from_slice(node).unwrap_or_default();
-    let written = node["spec"]["podCIDRs"].as_array().into_iter().flatten();
-    written.filter_map(|cidr| cidr.as_str()?.parse().ok()).collect()
-}
-
 /// Where a member is, for the kernel.
 async fn place_of(member: &str) -> Option<SocketAddr> {
     let uri: http::Uri = member.parse().ok()?;
     let host = uri.host()?.trim_matches(['[', ']']).to_owned();
     let found = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(2379))).await;
     found.ok()?.next()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// D3
-    #[test]
-    fn a_node_keeps_what_an_operator_wrote_and_nonsense_is_written_over() {
-        let cidrs = ["10.244.1.0/24".parse().unwrap()];
-        let addresses = ["192.0.2.7".parse().unwrap()];
-        let existing = json!({
-            "metadata": {"name": "n1", "labels": {"topology.kubernetes.io/zone": "a"}},
-            "spec": "nonsense",
-            "status": {"addresses": [
-                {"type": "Hostname", "address": "n1"}, {"type": "InternalIP", "address": "192.0.2.1"}]},
-        });
-        let object = node_object(Some(existing), "n1", &cidrs, &addresses);
-        assert_eq!(object["metadata"]["labels"]["topology.kubernetes.io/zone"], "a");
-        assert_eq!(object["spec"]["podCIDRs"], json!(["10.244.1.0/24"]));
-        let shown = object["status"]["addresses"].to_string();
-        assert!(
-            shown.contains("192.0.2.7") && shown.contains("Hostname") && !shown.contains("192.0.2.1\""),
-            "{shown}"
-        );
-        assert_eq!(pod_cidrs(object.to_string().as_bytes()), cidrs);
-        let again = node_object(Some(object.clone()), "n1", &cidrs, &addresses);
-        assert_eq!(again, object, "nothing is written twice");
-    }
 }
