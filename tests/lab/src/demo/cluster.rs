@@ -19,6 +19,9 @@ const DEPLOYMENT: &str = include_str!("../../../manifests/kubia-deployment.yaml"
 /// How long a rollout may take.
 const ROLLOUT: &str = "--timeout=120s";
 
+/// How long it may take until all nodes have heard of a change.
+const SETTLE: Duration = Duration::from_secs(20);
+
 /// How many requests are made of an address at a time.
 const REQUESTS: usize = 40;
 
@@ -127,7 +130,7 @@ fn replace(lab: &Lab) -> Outcome {
             .map(drop)
     })?;
     let exposed = exposed(lab)?;
-    wait_until("only the second version answers", Duration::from_secs(20), || {
+    wait_until("only the second version answers", SETTLE, || {
         let answers = fetch(&lab.node("node1"), &times(REQUESTS, &exposed.cluster_ip, 80))?;
         Ok(answers.iter().all(|answer| answer == "second"))
     })?;
@@ -194,31 +197,33 @@ fn answer(lab: &Lab, pods: usize) -> Outcome {
     }
     let exposed = exposed(lab)?;
     let mut requests = 0;
-    let mut check = |place: &str, answers: Vec<String>| {
-        requests += answers.len();
-        let found: BTreeSet<&str> = answers.iter().map(String::as_str).collect();
-        if found != wanted {
-            bail!("from {place} {found:?} answered, of {wanted:?}");
-        }
-        Ok(())
+    // A pod is ready a moment before all nodes have heard of it.
+    let mut check = |place: &str, ask: &dyn Fn() -> Result<Vec<String>>| {
+        wait_until(&format!("all pods answer {place}"), SETTLE, || {
+            let answers = ask()?;
+            requests += answers.len();
+            let found: BTreeSet<&str> = answers.iter().map(String::as_str).collect();
+            if found != wanted {
+                bail!("from {place} {found:?} answered, of {wanted:?}");
+            }
+            Ok(true)
+        })
     };
-    for node in lab.nodes() {
-        let address = lab.host(&node)?.addresses[0].to_string();
-        check(
-            "outside",
-            fetch(&lab.client(), &times(REQUESTS, &address, exposed.node_port))?,
-        )?;
-        check(
-            &node,
-            fetch(&lab.node(&node), &times(REQUESTS, &exposed.cluster_ip, 80))?,
-        )?;
-    }
     let script = format!(
         "i=0; while [ $i -lt {REQUESTS} ]; do /bin/busybox wget -q -O - {}; i=$((i+1)); done",
         url(&exposed.cluster_ip, 80, "")
     );
-    let said = lab.kubectl_words(&["exec", "deploy/kubia", "--", "/bin/busybox", "sh", "-c", &script])?;
-    check("a pod", said.lines().map(str::to_owned).collect())?;
+    for node in lab.nodes() {
+        let address = lab.host(&node)?.addresses[0].to_string();
+        let to_port = times(REQUESTS, &address, exposed.node_port);
+        check("outside", &|| fetch(&lab.client(), &to_port))?;
+        let to_service = times(REQUESTS, &exposed.cluster_ip, 80);
+        check(&node, &|| fetch(&lab.node(&node), &to_service))?;
+    }
+    check("a pod", &|| {
+        let said = lab.kubectl_words(&["exec", "deploy/kubia", "--", "/bin/busybox", "sh", "-c", &script])?;
+        Ok(said.lines().map(str::to_owned).collect())
+    })?;
     Ok((
         requests,
         format!("{pods} pods answer from outside, from nodes and from a pod"),
