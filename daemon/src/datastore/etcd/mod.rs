@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use etcd_client::Client;
 use jiff::{SignedDuration, Timestamp};
+use sluice_cni::stable_hash::stable_hash;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -74,6 +75,7 @@ pub async fn run(members: Members, config: Config, events: mpsc::Sender<Event>) 
         registrar,
         following: Following::new(Keys::new(&members.config().prefix)),
         own,
+        spread: Duration::from_millis(stable_hash(&[&config.node_name]) % 500),
         teller,
     };
     let telling = Telling {
@@ -100,6 +102,8 @@ struct Sessions {
     following: Following,
     /// This node's Node as it was heard of last.
     own: watch::Receiver<Option<Node>>,
+    /// What this node waits longer than others, so that not all come back at the same time.
+    spread: Duration,
     teller: mpsc::Sender<Told>,
 }
 
@@ -122,9 +126,7 @@ impl Sessions {
                 return;
             }
             if all_failed {
-                // Not all nodes at the same time.
-                let spread = Duration::from_millis(u64::from(std::process::id() % 500));
-                sleep(respite + spread).await;
+                sleep(respite + self.spread).await;
                 respite = (respite * 2).min(RESPITE[1]);
             }
         }
@@ -140,6 +142,7 @@ impl Sessions {
             following,
             own,
             teller,
+            ..
         } = self;
         if teller.send(Told::Registered(registered.clone())).await.is_err() {
             return Ok(());
