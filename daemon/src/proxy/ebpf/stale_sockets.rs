@@ -19,8 +19,9 @@ use super::services::Upheaval;
 use super::sock_diag::Connected;
 use super::tables::SocketTables;
 
-/// Between one look at all sockets and the next: what changes meanwhile is seen to in one go.
-const REST: Duration = Duration::from_millis(50);
+/// Between a change and the look at all sockets. A question that is on its way when its endpoint leaves is still answered, unless the
+/// endpoint is dead, and then the client is none the worse for it; and what changes meanwhile is seen to in one go.
+const GRACE: Duration = Duration::from_millis(300);
 
 /// The way to tell the thread, which ends when this is dropped.
 pub(super) struct StaleSockets(Sender<Upheaval>);
@@ -49,6 +50,7 @@ impl StaleSockets {
 
 fn run(upheavals: &Receiver<Upheaval>, tables: &SocketTables, pods: &PodNamespaces) {
     while let Ok(mut upheaval) = upheavals.recv() {
+        thread::sleep(GRACE);
         for more in upheavals.try_iter() {
             upheaval.new_udp_frontends.extend(more.new_udp_frontends);
         }
@@ -61,7 +63,6 @@ fn run(upheavals: &Receiver<Upheaval>, tables: &SocketTables, pods: &PodNamespac
                 );
             }
         });
-        thread::sleep(REST);
     }
 }
 
