@@ -121,6 +121,8 @@ pub(crate) fn start(record: &Record, progress: &Progress) -> Result<()> {
         arguments.extend([
             "--controllers=*".to_owned(),
             "--allocate-node-cidrs".to_owned(),
+            // A node that is dead is taken for it after this time; a kubelet of the lab says every two seconds that it lives.
+            "--node-monitor-grace-period=20s".to_owned(),
             format!(
                 "--cluster-cidr={}",
                 plan::cluster_cidrs(options.families).join(",")
@@ -348,6 +350,8 @@ fn make_keys(folder: PathBuf, control: &Host, options: &Options) -> Result<()> {
     let mut server = pki::named("kube-apiserver");
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     server.subject_alt_names = pki::addresses_of(control);
+    let service = plan::api_service(options.families);
+    server.subject_alt_names.push(SanType::IpAddress(service));
     for name in ["kubernetes", "kubernetes.default", "kubernetes.default.svc"] {
         server.subject_alt_names.push(SanType::DnsName(name.try_into()?));
     }

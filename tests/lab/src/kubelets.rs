@@ -3,6 +3,7 @@
 //! A lab node's cgroup has no controllers, so nothing is limited there: the kubelet makes no cgroups of its own, and containerd none for pods.
 
 use std::fs;
+use std::path::Path;
 use std::process::Output;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -11,8 +12,10 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::images::{sluice, web};
-use crate::plan::CONTROL;
+use crate::control_plane::Release;
+use crate::images::{coredns, sluice, talk, web};
+use crate::options::Families;
+use crate::plan::{self, CONTROL};
 use crate::progress::Progress;
 use crate::state::{Member, Record};
 use crate::{cni, containerd, control_plane, objects, servers, up};
@@ -20,13 +23,16 @@ use crate::{cni, containerd, control_plane, objects, servers, up};
 /// Sluice as users apply it.
 const MANIFEST: &str = include_str!("../../../deploy/sluice.yaml");
 
+/// The cluster's DNS, as users have it.
+const COREDNS: &str = include_str!("../../manifests/coredns.yaml");
+
 /// Where a kubelet's own files are, on its node.
 const FOLDER: &str = "/etc/kubernetes";
 
 /// How long nodes may take until they are Ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Starts containerd and the kubelet on every node, applies Sluice's manifest, and waits until all nodes are Ready.
+/// Starts containerd and the kubelet on every node, applies Sluice's manifest, waits until all nodes are Ready, and applies CoreDNS.
 ///
 /// # Errors
 /// What failed, with the end of a log.
@@ -34,7 +40,9 @@ pub(crate) fn start(record: &Record, progress: &Progress) -> Result<()> {
     let images = [
         web::archive()?,
         web::pause_archive()?,
+        talk::archive(&record.binaries)?,
         sluice::archive(&record.binaries)?,
+        coredns::archive(Path::new(&control_plane::program("coredns", Release::Usual)?))?,
     ];
     for node in record.nodes() {
         progress.step(format!("starting containerd and kubelet on {}", node.host.name));
@@ -57,7 +65,10 @@ pub(crate) fn start(record: &Record, progress: &Progress) -> Result<()> {
         }
         sleep(Duration::from_millis(100));
     }
-    Ok(())
+    progress.step("applying CoreDNS");
+    let [dns, wanted] = [Families::V4, record.options.families].map(plan::cluster_dns);
+    let coredns = COREDNS.replace(&format!("clusterIP: {dns}"), &format!("clusterIP: {wanted:?}"));
+    objects::apply_text(&record.options.name, &coredns, "CoreDNS").map(drop)
 }
 
 /// deploy/sluice.yaml with what is the lab's own: where its API server is, and its networks.
@@ -76,11 +87,11 @@ pub(crate) fn manifest(record: &Record) -> Result<String> {
         ),
         (
             "clusterCIDRs: [10.244.0.0/16]",
-            format!("clusterCIDRs: {}", list(crate::plan::cluster_cidrs(families))),
+            format!("clusterCIDRs: {}", list(plan::cluster_cidrs(families))),
         ),
         (
             "serviceCIDRs: [10.96.0.0/12]",
-            format!("serviceCIDRs: {}", list(crate::plan::service_cidrs(families))),
+            format!("serviceCIDRs: {}", list(plan::service_cidrs(families))),
         ),
         ("mode: auto", format!("mode: {}", record.options.proxy)),
     ] {
@@ -129,10 +140,22 @@ pub(crate) fn restart(record: &Record, node: &str) -> Result<()> {
     start_kubelet(record, record.member(node)?)
 }
 
+/// Kills a node's containerd and starts it again.
+///
+/// # Errors
+/// It does not run, or does not answer again.
+pub(crate) fn restart_containerd(record: &Record, node: &str) -> Result<()> {
+    servers::signal(record, node, containerd::CONFIG, Signal::SIGKILL)?;
+    containerd::start(record, node, web::PAUSE)
+}
+
 fn start_kubelet(record: &Record, node: &Member) -> Result<()> {
     let name = &node.host.name;
     let config = format!("{FOLDER}/kubelet.yaml");
-    fs::write(node.init.root(&config), kubelet_config())?;
+    fs::write(
+        node.init.root(&config),
+        kubelet_config(plan::cluster_dns(record.options.families)),
+    )?;
     let addresses: Vec<_> = node.host.addresses.iter().map(ToString::to_string).collect();
     let arguments = [
         format!("--config={config}"),
@@ -144,12 +167,12 @@ fn start_kubelet(record: &Record, node: &Member) -> Result<()> {
         record,
         name,
         "kubelet",
-        &control_plane::program("kubelet", control_plane::Release::Usual)?,
+        &control_plane::program("kubelet", Release::Usual)?,
         &arguments,
     )
 }
 
-fn kubelet_config() -> String {
+fn kubelet_config(dns: &str) -> String {
     format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1\n\
          kind: KubeletConfiguration\n\
@@ -164,7 +187,7 @@ fn kubelet_config() -> String {
          localStorageCapacityIsolation: false\n\
          makeIPTablesUtilChains: false\n\
          resolvConf: \"\"\n\
-         clusterDNS: [10.96.0.10]\n\
+         clusterDNS: [{dns:?}]\n\
          clusterDomain: cluster.local\n\
          nodeStatusUpdateFrequency: 2s\n\
          syncFrequency: 5s\n",
@@ -177,7 +200,7 @@ fn kubelet_config() -> String {
 /// # Errors
 /// There is none.
 pub fn kubectl_command(arguments: &[String]) -> Result<Vec<String>> {
-    let program = control_plane::program("kubectl", control_plane::Release::Usual)?;
+    let program = control_plane::program("kubectl", Release::Usual)?;
     let kubeconfig = format!("--kubeconfig={}", control_plane::ADMIN_KUBECONFIG);
     Ok([&[program, kubeconfig], arguments].concat())
 }

@@ -323,6 +323,14 @@ impl Lab {
         kubelets::restart(&self.record, node)
     }
 
+    /// Kills a node's containerd and starts it again; its containers live on.
+    ///
+    /// # Errors
+    /// It does not run, or does not answer again.
+    pub fn restart_containerd(&self, node: &str) -> Result<()> {
+        kubelets::restart_containerd(&self.record, node)
+    }
+
     /// Runs `kubectl` as administrator, the words of its command with one space between them, and gives what it printed.
     ///
     /// # Errors
@@ -382,6 +390,14 @@ impl Lab {
     /// What could not be removed.
     pub fn leave(&mut self, node: &str) -> Result<()> {
         self.delete_object("Node", node)?;
+        self.cut_power(node)
+    }
+
+    /// Takes a node's power away; the cluster is told nothing.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub fn cut_power(&mut self, node: &str) -> Result<()> {
         remove_member(self.name(), node)?;
         self.record.members.retain(|member| member.host.name != node);
         self.record.save()
@@ -390,7 +406,14 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if std::thread::panicking() && !self.record.options.bare {
+        if std::thread::panicking() && self.record.options.kubelets {
+            let logs =
+                self.kubectl("-n kube-system logs -l app.kubernetes.io/name=sluice --tail=40 --prefix");
+            eprintln!(
+                "--- the end of sluiced's logs\n{}",
+                logs.unwrap_or_else(|error| format!("{error:#}"))
+            );
+        } else if std::thread::panicking() && !self.record.options.bare {
             for node in self.nodes() {
                 let end = up::log_end(self.name(), &node, 40);
                 eprintln!("--- the end of sluiced's log on {node}\n{end}");

@@ -112,6 +112,21 @@ pub fn service_cidrs(families: Families) -> Vec<&'static str> {
     pick(families, "10.96.0.0/16", "fd00:96::/108")
 }
 
+/// The ClusterIP by which pods reach the API servers: the first address of the range.
+#[must_use]
+pub fn api_service(families: Families) -> IpAddr {
+    match families {
+        Families::V6 => IpAddr::from([0xfd00, 0x96, 0, 0, 0, 0, 0, 1]),
+        _ => IpAddr::from([10, 96, 0, 1]),
+    }
+}
+
+/// The ClusterIP of the cluster's DNS.
+#[must_use]
+pub fn cluster_dns(families: Families) -> &'static str {
+    pick(families, "10.96.0.10", "fd00:96::a")[0]
+}
+
 fn pick(families: Families, v4: &'static str, v6: &'static str) -> Vec<&'static str> {
     let wanted = [(families.v4(), v4), (families.v6(), v6)];
     wanted

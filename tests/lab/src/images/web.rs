@@ -17,7 +17,8 @@ pub const PAUSE: &str = "localhost/pause:lab";
 /// The port the default command serves on.
 pub const PORT: u16 = 8080;
 
-const BUSYBOX: &str = "/bin/busybox";
+/// Where it is on this machine, and in images.
+pub(super) const BUSYBOX: &str = "/bin/busybox";
 
 /// What a container answers: `NAME` of its environment, else its host name.
 const INDEX: &str = "#!/bin/busybox sh\n\
