@@ -1,12 +1,17 @@
 //! A real cluster: kubelets, containerd, the control plane, and Sluice as a DaemonSet in place of a network plugin and kube-proxy.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::bail;
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use sluice_lab::control_plane::Release;
 use sluice_lab::demo::cluster;
 use sluice_lab::demo::restart::under_load;
+use sluice_lab::kubelets::kubectl_command;
 use sluice_lab::{Datastore, Lab, Options, wait_until};
 use sluice_tests::PATIENCE;
 
@@ -125,4 +130,47 @@ fn the_manifest_has_the_tested_rights_and_no_privileged_container() {
     assert!(manifest.contains(&rights));
     assert!(!manifest.contains("privileged:"));
     assert_eq!(manifest.matches("readOnlyRootFilesystem: true").count(), 2);
+}
+
+/// K1 K2: as a kustomize base it is the same, and an overlay changes what it says alone.
+#[test]
+fn kustomize_takes_the_manifest_as_its_base() {
+    let built = |folder: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let arguments = ["kustomize".to_owned(), folder.display().to_string()];
+        let command = kubectl_command(&arguments).unwrap();
+        let output = Command::new(&command[0]).args(&command[1..]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        documents(&String::from_utf8(output.stdout).unwrap())
+    };
+    let mut wanted = documents(include_str!("../../deploy/sluice.yaml"));
+    assert_eq!(built("../deploy"), wanted);
+    for (key, object) in &mut wanted {
+        match key.as_str() {
+            "ConfigMap/sluice" => {
+                object["data"]["config.yaml"] = "datastore: { kind: kubernetes, kubernetes: { apiServer: \"https://192.0.2.1:6443\" } }\n\
+                    clusterCIDRs: [10.42.0.0/16]\nserviceCIDRs: [10.43.0.0/16]"
+                    .into();
+            }
+            "DaemonSet/sluice" => {
+                let pod = &mut object["spec"]["template"]["spec"];
+                for place in ["/initContainers/0/image", "/containers/0/image"] {
+                    *pod.pointer_mut(place).unwrap() = "registry.example/sluice:0.1.0".into();
+                }
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(built("manifests/overlay"), wanted);
+}
+
+/// The objects of a stream of documents by kind and name.
+fn documents(text: &str) -> BTreeMap<String, Value> {
+    let parsed = text.split("---\n").map(|document| {
+        let object: Value = serde_saphyr::from_str(document).expect("a document is YAML");
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let key = format!("{}/{}", word(&object["kind"]), word(&object["metadata"]["name"]));
+        (key, object)
+    });
+    parsed.collect()
 }
