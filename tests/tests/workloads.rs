@@ -20,7 +20,7 @@ const PATIENCE_WITH_KUBELETS: Duration = Duration::from_secs(120);
 /// As many pods as a kubelet takes by default.
 const FULL: usize = 110;
 
-/// K1 K3 C13 N1 N3 I4 S1 S2 S5 S6 S7 S9 S14 S16: names, both families, agents, Jobs; conversations that live through the replacement of what
+/// K1 K3 N1 N3 I4 S1 S2 S5 S6 S7 S9 S14 S16: names, both families, agents, Jobs; conversations that live through the replacement of what
 /// serves them, datagrams and new connections through the replacement of what answers them; nodes that are drained, deleted, full, dead.
 #[test]
 fn what_people_run_runs_and_goes_on_running() {
@@ -317,7 +317,8 @@ fn conversations_outlive_what_serves_them(lab: &Lab) -> Result<()> {
     kept.end()
 }
 
-/// New connections and datagrams, each with a socket of its own, all the while: none is refused or lost.
+/// New connections and questions over UDP, each with a socket of its own, all the while: each is answered. A datagram may have to be sent again by
+/// the same socket: one that is on its way to a new pod while the dataplane's programs come to its device is dropped by the kernel (decision 9).
 fn replaced_and_drained_under_load(lab: &Lab) -> Result<()> {
     let ask = "while sluice-lab talk-ask --patience 4 PROTOCOL AT 5 1; do busybox usleep 20000; done";
     let asking = Printing::start(lab, "ask", ask)?;

@@ -19,8 +19,8 @@ use super::services::Upheaval;
 use super::sock_diag::Connected;
 use super::tables::SocketTables;
 
-/// Between a change and the look at all sockets. A question that is on its way when its endpoint leaves is still answered, unless the
-/// endpoint is dead, and then the client is none the worse for it; and what changes meanwhile is seen to in one go.
+/// Between a change and the look at all sockets. A question that is on its way when its endpoint leaves is still answered; a client
+/// whose endpoint is dead learns of it that much later. What changes meanwhile is seen to in one go.
 const GRACE: Duration = Duration::from_millis(300);
 
 /// The way to tell the thread, which ends when this is dropped.
