@@ -132,6 +132,19 @@ impl Config {
         self.keys.get("dns").filter(|value| value.is_object())
     }
 
+    /// Whether the dataplane hangs its programs at a `clsact` qdisc of the pod's device, which is best made before anybody
+    /// sends through it; not where the list has a plugin that wants that place itself.
+    ///
+    /// # Errors
+    /// Code 7 for a wrong value.
+    pub fn clsact(&self) -> Result<bool, Failure> {
+        match self.keys.get("clsact") {
+            None => Ok(false),
+            Some(Value::Bool(wanted)) => Ok(*wanted),
+            Some(other) => Err(wrong("clsact", other, "must be true or false")),
+        }
+    }
+
     /// The attachments GC must spare, under the key of the specification or the older one; nothing when neither is
     /// there.
     ///

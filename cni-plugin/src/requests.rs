@@ -14,6 +14,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::mac::Mac;
@@ -22,6 +23,12 @@ use crate::netlink::{Kind, Request};
 
 /// The table of routes to the namespace's own addresses (`RT_TABLE_LOCAL`).
 const TABLE_LOCAL: u8 = 255;
+
+/// `ffff:`, the handle of a `clsact` qdisc: where filters and programs hang.
+const CLSACT: TcHandle = TcHandle {
+    major: u16::MAX,
+    minor: 0,
+};
 
 /// One end of a pair to be made.
 pub struct End<'a> {
@@ -162,6 +169,26 @@ pub fn set_up(name: &str) -> Request {
         RouteNetlinkMessage::SetLink(message),
         Kind::Act,
     )
+}
+
+/// Opens the device for filters and programs, on the way in and out; one that is open already will do.
+///
+/// For a device that is up the kernel stops it for a moment and drops what is sent through it (net/sched/sch_api.c,
+/// `qdisc_graft`).
+pub fn make_clsact(name: &str, index: u32) -> Request {
+    let mut message = TcMessage::with_index(i32::try_from(index).unwrap_or(i32::MAX));
+    message.header.parent = TcHandle::CLSACT;
+    message.header.handle = CLSACT;
+    message.attributes = vec![TcAttribute::Kind("clsact".to_owned())];
+    let doing = format!("opening {name} for filters and programs (clsact qdisc)");
+    Request {
+        tolerated: &[libc::EEXIST],
+        ..request(
+            doing,
+            RouteNetlinkMessage::NewQueueDiscipline(message),
+            Kind::Create,
+        )
+    }
 }
 
 /// Removes the device at `index`, or else the one called `name`; with one end of a veth pair goes the other.

@@ -27,12 +27,7 @@ const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
 const TC_LINKLAYER_ETHERNET: u8 = 1;
 
-/// `ffff:`, the handle of what hooks in where packets come in: a `clsact`, on which programs of the dataplane hang as well.
-const HOOK: TcHandle = TcHandle {
-    major: u16::MAX,
-    minor: 0,
-};
-/// Where packets come in, below that.
+/// Where packets come in, below a `clsact`.
 const WAY_IN: TcHandle = TcHandle {
     major: u16::MAX,
     minor: TcHandle::MIN_INGRESS,
@@ -70,7 +65,8 @@ pub fn make(attachment: &Attachment, bandwidth: &Bandwidth, mtu: u32) -> Result<
     let through = index_of(&mut host, &own)?;
     host.batch(&[
         bucket(&own, through, limit),
-        ingress_hook(&name, index),
+        // The dataplane's programs hang there as well.
+        requests::make_clsact(&name, index),
         lead_through(&name, index, &own, through),
     ])
     .map_err(explain)?;
@@ -255,17 +251,6 @@ fn netlink_value(attribute: &DefaultNla) -> Vec<u8> {
     let mut value = vec![0; attribute.value_len()];
     attribute.emit_value(&mut value);
     value
-}
-
-/// Opens the device's way in for filters.
-fn ingress_hook(name: &str, index: u32) -> Request {
-    let message = message(index, TcHandle::CLSACT, HOOK, "clsact");
-    Request {
-        doing: format!("opening the way in at {name} for filters"),
-        message: RouteNetlinkMessage::NewQueueDiscipline(message),
-        kind: Kind::Create,
-        tolerated: &[],
-    }
 }
 
 /// Leads every packet that comes in at the device through another, which gives it back when its turn has come.

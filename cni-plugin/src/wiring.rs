@@ -14,7 +14,7 @@ use sluice_ipam::Attachment;
 
 use crate::error::{Code, Failure};
 use crate::mac::{self, Mac};
-use crate::netlink::{Netlink, NetlinkError};
+use crate::netlink::{Netlink, NetlinkError, Request};
 use crate::netns::Netns;
 use crate::node_file::NodeFile;
 use crate::removals::{self, Ask};
@@ -46,6 +46,8 @@ pub struct Plan {
     pub mtu: u32,
     /// The pod's addresses, at most one per family.
     pub addresses: Vec<IpAddr>,
+    /// Whether the host's end is opened for the dataplane's programs before it is up ([`requests::make_clsact`]).
+    pub clsact: bool,
     gateways: [IpAddr; 2],
 }
 
@@ -77,6 +79,7 @@ impl Plan {
             pod_mac: mac.unwrap_or_else(|| Mac::of_pod_end(attachment)),
             mtu: node.mtu,
             addresses: addresses.to_vec(),
+            clsact: false,
             gateways: [node.gateway_v4.into(), node.gateway_v6.into()],
         })
     }
@@ -134,25 +137,40 @@ fn make_pair(plan: &Plan, netns: &Netns, host: &mut Netlink) -> Result<(u32, u32
     let pair = requests::make_pair(&ends.0, &ends.1, netns.as_fd(), plan.mtu);
     // Alone: had it failed, what follows would change a device that is not this call's.
     host.batch(&[pair])?;
-    let finished = host.batch(&[
+    let finished = finish_host_end(plan, host);
+    if finished.is_err() {
+        // Best effort: what stays has its allocation, by which DEL and GC find it.
+        let _ = host.batch(&[requests::remove_link(name, None)]);
+    }
+    finished
+}
+
+fn finish_host_end(plan: &Plan, host: &mut Netlink) -> Result<(u32, u32), NetlinkError> {
+    let name = plan.host_device.as_str();
+    let answers = host.batch(&[
         requests::set_alias(name, &plan.alias),
         requests::no_own_addresses(name),
-        requests::set_up(name),
         requests::get_link(name),
-    ]);
-    match finished.map(|answers| only_link(&answers)) {
-        Ok(Some(Link { index, peer, .. })) => Ok((index, peer)),
-        other => {
-            // Best effort: what stays has its allocation, by which DEL and GC find it.
-            let _ = host.batch(&[requests::remove_link(name, None)]);
-            Err(other.err().unwrap_or_else(|| NetlinkError {
-                position: 0,
-                doing: format!("looking for the device {name}"),
-                source: ErrorKind::NotFound.into(),
-                hint: String::new(),
-            }))
-        }
+    ])?;
+    let Some(Link { index, peer, .. }) = only_link(&answers) else {
+        return Err(NetlinkError {
+            position: 0,
+            doing: format!("looking for the device {name}"),
+            source: ErrorKind::NotFound.into(),
+            hint: String::new(),
+        });
+    };
+    let mut batch = Vec::new();
+    if plan.clsact {
+        batch.push(Request {
+            // A kernel without it runs no programs either.
+            tolerated: &[libc::ENOENT, libc::EOPNOTSUPP],
+            ..requests::make_clsact(name, index)
+        });
     }
+    batch.push(requests::set_up(name));
+    host.batch(&batch)?;
+    Ok((index, peer))
 }
 
 /// The rest, once both ends exist. Must run in the pod's namespace, for its sysctls.

@@ -7,11 +7,14 @@ mod ebpf_support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use ebpf_support::neighbour::Neighbour;
 use ebpf_support::pods::{Pod, pod};
 use ebpf_support::{Desired, Node, ip, key, on_node, port, sync};
+use nix::sys::socket::{setsockopt, sockopt};
 use sluice_daemon::network::Device;
 use sluice_daemon::proxy::ebpf::EbpfProxy;
 use sluice_daemon::proxy::{Proxy, Surroundings};
@@ -442,7 +445,7 @@ fn source_ranges_count_for_pods_hosts_and_the_node() {
 
 /// N6 S20
 #[test]
-fn programs_at_pods_come_back_and_go_without_a_trace() {
+fn programs_at_pods_come_back_and_go() {
     on_node(|node| {
         let cluster = cluster(node);
         let mut proxy = cluster.open(node);
@@ -471,8 +474,71 @@ fn programs_at_pods_come_back_and_go_without_a_trace() {
         assert_eq!(shown("ingress").matches("sluice/pod_in").count(), 1);
         drop(proxy);
         EbpfProxy::remove(&node.options.pins).unwrap();
-        for device in ["sluicea", "sluiceb"] {
-            assert!(!tc(&format!("qdisc show dev {device}")).contains("clsact"));
+        for (device, way) in [
+            ("sluicea", "ingress"),
+            ("sluicea", "egress"),
+            ("sluiceb", "ingress"),
+        ] {
+            assert_eq!(
+                tc(&format!("filter show dev {device} {way}")),
+                "",
+                "{device} {way}"
+            );
         }
+    });
+}
+
+/// N6 S20
+#[test]
+fn nothing_is_lost_while_programs_come_to_a_pod_and_go() {
+    on_node(|node| {
+        let cluster = cluster(node);
+        // As the plugin does it before the pod's device is up.
+        for device in ["sluicea", "sluiceb"] {
+            let arguments = ["qdisc", "add", "dev", device, "clsact"];
+            let output = std::process::Command::new("tc").args(arguments).output().unwrap();
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        let socket = cluster.a.host.run(|| UdpSocket::bind((A[0], 9)).unwrap());
+        setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let receiver = std::thread::spawn(move || {
+            let mut buffer = [0; 8];
+            let mut received = 0_u64;
+            while socket.recv(&mut buffer).is_ok() {
+                received += 1;
+            }
+            received
+        });
+        let done = Arc::new(AtomicBool::new(false));
+        let sender = {
+            let done = done.clone();
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect((A[0], 9)).unwrap();
+            std::thread::spawn(move || {
+                let mut sent = 0_u64;
+                while !done.load(Ordering::Relaxed) {
+                    socket.send(&sent.to_ne_bytes()).unwrap();
+                    sent += 1;
+                    // Shorter than the moment for which the kernel stops a device, and slow enough to be read.
+                    let next = Instant::now() + Duration::from_micros(8);
+                    while Instant::now() < next {
+                        std::hint::spin_loop();
+                    }
+                }
+                sent
+            })
+        };
+        for _ in 0..10 {
+            drop(cluster.open(node));
+            EbpfProxy::remove(&node.options.pins).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        let sent = sender.join().unwrap();
+        assert_eq!(receiver.join().unwrap(), sent, "received and sent");
     });
 }

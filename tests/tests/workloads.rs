@@ -317,8 +317,7 @@ fn conversations_outlive_what_serves_them(lab: &Lab) -> Result<()> {
     kept.end()
 }
 
-/// New connections and questions over UDP, each with a socket of its own, all the while: each is answered. A datagram may have to be sent again by
-/// the same socket: one that is on its way to a new pod while the dataplane's programs come to its device is dropped by the kernel (decision 9).
+/// New connections and questions over UDP, each with a socket of its own, all the while: each is answered, and of the questions each datagram.
 fn replaced_and_drained_under_load(lab: &Lab) -> Result<()> {
     let ask = "while sluice-lab talk-ask --patience 4 PROTOCOL AT 5 1; do busybox usleep 20000; done";
     let asking = Printing::start(lab, "ask", ask)?;

@@ -42,12 +42,13 @@ pub fn add(target: &Target, config: &Config) -> Result<Value, Failure> {
         netns: &target.netns,
     };
     let claim = store.allocate(&target.attachment, &node.pod_cidrs, &wishes.addresses, origin)?;
-    let plan = Plan::new(
+    let mut plan = Plan::new(
         &target.attachment,
         &node,
         &claim.allocation().addresses,
         wishes.mac,
     )?;
+    plan.clsact = config.clsact()?;
     wishes.bandwidth.check_against(plan.mtu)?;
     open_to(&wishes.host_ports, &plan.addresses)?;
     wiring::make(&plan, &netns)?;

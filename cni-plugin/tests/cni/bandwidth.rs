@@ -1,5 +1,7 @@
 //! Limits, as the kernel tells of them.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use sluice_cni::mac::rate_device;
 use sluice_ipam::Attachment;
@@ -178,5 +180,49 @@ fn a_device_that_a_killed_call_left_is_replaced_or_collected() {
             .ip("-o link show type ifb")
             .contains("sluicer00000000"),
         "one without our alias is left alone"
+    );
+}
+
+/// C10 C11
+#[test]
+fn the_place_for_programs_is_made_where_the_conflist_says_so() {
+    let node = Node::new(&DUAL);
+    let clsact = |id: &str| {
+        let shown = node
+            .namespace
+            .tool("tc", &format!("qdisc show dev {}", device_of(id)));
+        shown.contains("qdisc clsact ffff:")
+    };
+    let pods = ["a", "b", "c"].map(|id| (id, Namespace::new()));
+    let add = |(id, pod): &(&str, Namespace), config: Value| {
+        node.call("ADD", id, &pod.path(), &node.with(config)).succeeded();
+    };
+    add(&pods[0], json!({}));
+    assert!(
+        !clsact("a"),
+        "another plugin of the chain may want an ingress qdisc"
+    );
+    add(&pods[1], json!({ "clsact": true }));
+    assert!(clsact("b"));
+    // A limit hangs there as well.
+    let limits = asking(json!({ "egressRate": 80_000_000, "egressBurst": 1_600_000 }));
+    add(&pods[2], json!({ "clsact": true, "runtimeConfig": limits }));
+    let filters = node
+        .namespace
+        .tool("tc", &format!("filter show dev {} ingress", device_of("c")));
+    assert!(clsact("c") && filters.contains("Egress Redirect"), "{filters}");
+
+    let other = Namespace::new();
+    let wrong = node.with(json!({ "clsact": "yes" }));
+    let answer = node.call("ADD", "d", &other.path(), &wrong);
+    let told = r#"clsact \"yes\": must be true or false"#;
+    assert!(
+        !answer.success && answer.stdout.contains(told),
+        "{}",
+        answer.stdout
+    );
+    assert!(
+        node.call("DEL", "d", Path::new(""), &wrong).success,
+        "a DEL has no use for the key"
     );
 }

@@ -105,6 +105,8 @@ fn ensure_conflist(path: &Path, host_ports: bool) -> io::Result<()> {
 
 /// In `cniVersion` stands what every runtime understands: containerd 1.6 and 1.7 and podman 4 do not know 1.1.0 and would
 /// take no pod with it. Those that do know it find it in `cniVersions`, which the older ones pass over, and choose it.
+///
+/// Pods' devices get their `clsact` whatever `proxy.mode` is: a change to eBPF then stops none of them.
 fn conflist(host_ports: bool) -> String {
     let versions = ["1.0.0", "1.1.0"];
     let capabilities = serde_json::json!({
@@ -112,7 +114,7 @@ fn conflist(host_ports: bool) -> String {
         // Under Kubernetes a pod's annotations are the only way to ask for an address.
         "io.kubernetes.cri.pod-annotations": true,
     });
-    let plugin = serde_json::json!({ "type": "sluice", "capabilities": capabilities });
+    let plugin = serde_json::json!({ "type": "sluice", "clsact": true, "capabilities": capabilities });
     let list = serde_json::json!({
         "cniVersion": versions[0], "cniVersions": versions, "name": "sluice", "plugins": [plugin],
     });
@@ -147,6 +149,7 @@ mod tests {
             fs::metadata(&path).unwrap().modified().unwrap()
         );
         assert_eq!(list["plugins"][0]["capabilities"]["portMappings"], true);
+        assert_eq!(list["plugins"][0]["clsact"], true);
         assert_eq!(
             fs::read_dir(path.parent().unwrap()).unwrap().count(),
             1,

@@ -3,6 +3,9 @@
 //! The runtime runs the plugins of a chain one after the other, and one behind Sluice's may want the very place where the
 //! dataplane hangs its programs at a pod's device: the reference `bandwidth` plugin cannot make its `ingress` qdisc beside a
 //! `clsact`. So it comes first. Until then the pod's packets take the way through the host's stack.
+//!
+//! Where a `clsact` is there already nothing is waited for: the conflist told Sluice's plugin to make it, or the daemon
+//! made it earlier.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -32,7 +35,7 @@ impl Settling {
         let mut next: Option<Instant> = None;
         for pod in pods {
             let at = *known.entry(pod.device.index).or_insert(settled_at);
-            if at <= now {
+            if pod.queues.open || at <= now {
                 settled.push(pod.clone());
             } else {
                 next = Some(next.map_or(at, |next| next.min(at)));
@@ -80,5 +83,10 @@ mod tests {
         settling.settled(&[pod(1)], later);
         let (settled, _) = settling.settled(&[pod(1), pod(2)], later);
         assert_eq!(settled, [pod(1)]);
+        // One that the plugin opened.
+        let mut open = pod(3);
+        open.queues.open = true;
+        let (settled, _) = settling.settled(&[pod(1), open.clone()], later);
+        assert_eq!(settled, [pod(1), open]);
     }
 }

@@ -1,4 +1,4 @@
-//! Hears from the kernel that a device, address, route, rule or neighbour changed, by whomever.
+//! Hears from the kernel that a device, its queueing, an address, route or neighbour changed, by whomever.
 //!
 //! What changed is not looked at: the reconciler reads the kernel back and compares.
 
@@ -15,6 +15,7 @@ pub fn start(wake: mpsc::Sender<()>) -> anyhow::Result<()> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Neigh,
+        MulticastGroup::Tc,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
         MulticastGroup::Ipv4Route,

@@ -37,6 +37,8 @@ pub struct Queues {
     pub incoming: bool,
     /// The place where packets come in is taken by a qdisc of kind `ingress`, which takes no programs.
     pub taken: bool,
+    /// There is a `clsact` for programs.
+    pub open: bool,
 }
 
 impl Queues {
@@ -102,8 +104,9 @@ impl Kernel {
             });
             let entry = queues.entry(qdisc.header.index.cast_unsigned()).or_default();
             match kind {
-                // What every veth has, and the hook that programs are attached to.
-                None | Some("noqueue" | "clsact") => {}
+                // What every veth has.
+                None | Some("noqueue") => {}
+                Some("clsact") => entry.open = true,
                 Some("ingress") => (entry.incoming, entry.taken) = (true, true),
                 Some(_) => entry.outgoing = true,
             }

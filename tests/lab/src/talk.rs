@@ -90,7 +90,7 @@ fn answer(name: &str, client: SocketAddr) -> String {
 
 /// Asks `times` times, each with a socket of its own, and prints a line for each: the answer, or `refused`, `silent`,
 /// `unreachable`, `reset`. A datagram has `size` bytes. An answer is waited for as long as `patience`: one of up to a second is shorter
-/// than TCP takes to send a lost SYN again, and a datagram is sent again by the same socket every second, as resolvers do.
+/// than TCP takes to send a lost SYN again. A datagram is sent once.
 ///
 /// # Errors
 /// The socket fails in another way.
@@ -143,19 +143,9 @@ fn line_of(stream: &mut TcpStream) -> std::io::Result<String> {
 }
 
 fn ask_udp(asked: SocketAddr, size: usize, patience: Duration) -> std::io::Result<String> {
-    let socket = connected(asked, PATIENCE)?;
-    let mut left = patience;
-    loop {
-        socket.send(&vec![b'x'; size])?;
-        match received(&socket) {
-            Err(error)
-                if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) && left > PATIENCE =>
-            {
-                left -= PATIENCE;
-            }
-            result => return result,
-        }
-    }
+    let socket = connected(asked, patience)?;
+    socket.send(&vec![b'x'; size])?;
+    received(&socket)
 }
 
 fn connected(asked: SocketAddr, patience: Duration) -> std::io::Result<UdpSocket> {

@@ -32,10 +32,6 @@ const OUTGOING: &str = "sluice/pod_out";
 const FIRST: u32 = 1 << 16 | (libc::ETH_P_ALL as u16).to_be() as u32;
 /// The filter's own number below its priority.
 const HANDLE: TcHandle = TcHandle { major: 0, minor: 1 };
-const CLSACT: TcHandle = TcHandle {
-    major: u16::MAX,
-    minor: 0,
-};
 const WAY_IN: TcHandle = TcHandle {
     major: u16::MAX,
     minor: TcHandle::MIN_INGRESS,
@@ -103,7 +99,7 @@ impl PodDevices {
     fn attach_one(&self, netlink: &mut Netlink, device: &Device) -> Result<(), NetlinkError> {
         let DevicePrograms { incoming, outgoing } = &self.programs;
         netlink.batch(&[
-            hook(device),
+            requests::make_clsact(&device.name, device.index),
             filter(device, WAY_IN, INCOMING, incoming.as_fd().as_raw_fd()),
             filter(device, WAY_OUT, OUTGOING, outgoing.as_fd().as_raw_fd()),
         ])?;
@@ -133,7 +129,8 @@ impl PodDevices {
     }
 }
 
-/// Takes the programs off every pod's device; the qdisc too, where nothing else hangs on it.
+/// Takes the programs off every pod's device. The qdisc stays: taking it away would stop the device for a moment, and it
+/// goes with the device.
 ///
 /// # Errors
 /// The kernel's.
@@ -157,9 +154,6 @@ pub(super) fn detach_all() -> Result<()> {
             if there {
                 gone_is_fine(netlink.batch(&[unfilter(&device, way)]))?;
             }
-        }
-        if found.contains(&true) && count_filters(&mut netlink, &device)? == 0 {
-            gone_is_fine(netlink.batch(&[unhook(&device)]))?;
         }
     }
     Ok(())
@@ -185,10 +179,6 @@ fn filters(netlink: &mut Netlink, device: &Device) -> Result<[bool; 2], NetlinkE
         *found = listed.iter().any(|message| is_called(message, name));
     }
     Ok(found)
-}
-
-fn count_filters(netlink: &mut Netlink, device: &Device) -> Result<usize> {
-    Ok(list(netlink, device, WAY_IN)?.len() + list(netlink, device, WAY_OUT)?.len())
 }
 
 /// The filters on one way; none where there is no qdisc to have any.
@@ -222,33 +212,6 @@ fn is_called(message: &TcMessage, name: &str) -> bool {
 
 fn about(device: &Device) -> TcMessage {
     TcMessage::with_index(i32::try_from(device.index).unwrap_or(i32::MAX))
-}
-
-fn qdisc(device: &Device) -> TcMessage {
-    let mut message = about(device);
-    message.header.parent = TcHandle::CLSACT;
-    message.header.handle = CLSACT;
-    message.attributes = vec![TcAttribute::Kind("clsact".to_owned())];
-    message
-}
-
-/// Makes the place filters hang on; one that is there already will do.
-fn hook(device: &Device) -> Request {
-    Request {
-        doing: format!("opening {} for programs (clsact qdisc)", device.name),
-        message: RouteNetlinkMessage::NewQueueDiscipline(qdisc(device)),
-        kind: Kind::Create,
-        tolerated: &[libc::EEXIST],
-    }
-}
-
-fn unhook(device: &Device) -> Request {
-    Request {
-        doing: format!("closing {} for programs (clsact qdisc)", device.name),
-        message: RouteNetlinkMessage::DelQueueDiscipline(qdisc(device)),
-        kind: Kind::Act,
-        tolerated: &[],
-    }
 }
 
 /// Runs the program on what takes this way, in place of a former one's.
