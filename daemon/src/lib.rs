@@ -8,6 +8,7 @@ pub mod agent;
 pub mod config;
 pub mod dataplane;
 pub mod datastore;
+pub mod doctor;
 pub mod egress;
 pub mod forward;
 pub mod health_checks;

@@ -50,6 +50,14 @@ pub fn in_use() -> impl Iterator<Item = Tool> {
     TOOLS.into_iter().filter(|tool| tool.is_in_use())
 }
 
+/// The tools that show rules which others may have left: of the legacy flavour those for whose family any table exists.
+pub fn with_tables() -> impl Iterator<Item = Tool> {
+    TOOLS.into_iter().filter(|tool| match tool.tables {
+        Some(tables) => fs::read_to_string(tables).is_ok_and(|tables| !tables.trim().is_empty()),
+        None => tool.is_installed(),
+    })
+}
+
 /// The tool whose `nat` table rules are to be in: the flavour that has the chain `ours` already, or the legacy one where that table
 /// is in use, so that no second flavour comes to the host; else that of nf_tables where the kernel has it; else the
 /// legacy one.
@@ -111,6 +119,11 @@ impl Tool {
     /// A whole table, as `iptables-save` writes it.
     pub fn save(self, table: &str) -> anyhow::Result<String> {
         run(&format!("{}-save", self.name), &["-t", table])
+    }
+
+    /// All tables that exist, as `iptables-save` writes them.
+    pub fn save_all(self) -> anyhow::Result<String> {
+        run(&format!("{}-save", self.name), &[])
     }
 
     /// Feeds `script` to the tool's `-restore`, which applies all of a table or nothing of it.

@@ -2,6 +2,7 @@
 //!
 //! Asks through real sockets only; what a daemon says of itself is never taken for proof that packets flow.
 
+pub mod asking;
 pub mod containerd;
 pub mod cri;
 pub mod datastore;
@@ -177,6 +178,14 @@ pub fn problems(lab: &Lab, node: &str) -> Result<String> {
 /// # Errors
 /// Its configuration does not name the mode `from`, or it does not come up.
 pub fn switch_proxy(lab: &Lab, node: &str, from: &str, to: &str) -> Result<()> {
+    switch_proxy_to(lab, node, from, to, to)
+}
+
+/// The same, for a mode that comes out as another: `auto` as `serving`.
+///
+/// # Errors
+/// As [`switch_proxy`].
+pub fn switch_proxy_to(lab: &Lab, node: &str, from: &str, to: &str, serving: &str) -> Result<()> {
     let path = lab.record().member(node)?.init.root("/etc/sluice/config.yaml");
     let config = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     let (old, new) = (format!("mode: {from}"), format!("mode: {to}"));
@@ -187,7 +196,7 @@ pub fn switch_proxy(lab: &Lab, node: &str, from: &str, to: &str) -> Result<()> {
     lab.stop_sluiced(node)?;
     lab.start_sluiced(node)?;
     wait_until("the other dataplane serves", PATIENCE, || {
-        Ok(lab.ctl_json(node, &["status"])?["proxy"]["mode"] == to)
+        Ok(lab.ctl_json(node, &["status"])?["proxy"]["mode"] == serving)
     })
 }
 

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 use sluice_lab::{Lab, Node, Options, ProxyMode, wait_until};
+use sluice_tests::asking::{Asker, Asking};
 use sluice_tests::{PATIENCE, switch_proxy};
 
 const SERVICE: &str = "
@@ -56,59 +57,53 @@ fn through_all_three_no_connection_fails_and_nothing_is_left() {
     lab.pod_add("node1", "asker", &[], &[]).unwrap();
     lab.apply_text(SERVICE).unwrap();
     let node1 = lab.node("node1");
-    let asked = |from: &Node<'_>, at: &str| from.run(&["sluice-lab", "talk-ask", "TCP", at, "20", "1"]);
-    let serves = |text: &str| {
-        text.lines()
-            .all(|line| line.starts_with("a ") || line.starts_with("b "))
-    };
+    let serves = |line: &str| line.starts_with("a ") || line.starts_with("b ");
+    let all_serve = |text: &str| text.lines().all(serves);
+    let pod = || lab.pod("asker").unwrap();
     let node_port = format!("{}:30080", lab.host("node1").unwrap().addresses[0]);
-    let places = [
-        (lab.pod("asker").unwrap(), "10.96.1.1:80".to_owned()),
-        (lab.pod("asker").unwrap(), "[fd00:96::1:1]:80".to_owned()),
-        (node1.clone(), "10.96.1.1:80".to_owned()),
-        (lab.client(), node_port),
-    ];
-    for (from, at) in &places {
+    let askers = [
+        (pod(), node1.clone(), "10.96.1.1:80".to_owned()),
+        (pod(), node1.clone(), "[fd00:96::1:1]:80".to_owned()),
+        (node1.clone(), node1.clone(), "10.96.1.1:80".to_owned()),
+        (lab.client(), lab.client(), node_port),
+    ]
+    .map(|(from, files, at)| Asker { from, files, at });
+    for asker in &askers {
         wait_until("the Service is served", PATIENCE, || {
-            Ok(serves(&asked(from, at)?))
+            Ok(all_serve(&asker.ask(20)?))
         })
         .unwrap();
     }
     let before = traces(&node1).unwrap();
     has_alone(&node1, [true, false, false, false]);
 
-    let load: Vec<_> = (0..)
-        .zip(&places)
-        .map(|(number, (from, at))| {
-            // Not as fast as can be: each connection is remembered for two minutes, and there is room for so many. And patient
-            // enough for a SYN to be sent again: the kernel drops what a pod's device has in hand while its qdisc goes.
-            let ask = format!("sluice-lab talk-ask --patience 4 TCP '{at}' 5 1");
-            let script = format!("while {ask} >> /run/asked-{number}; do busybox usleep 20000; done");
-            from.spawn(&["busybox", "sh", "-c", &script]).unwrap()
-        })
-        .collect();
+    let load = Asking::start(&askers).unwrap();
     switch_proxy(&lab, "node1", "ebpf", "nftables").unwrap();
     has_alone(&node1, [false, true, false, true]);
     // One node of each now.
-    for (from, at) in &places {
-        assert!(serves(&asked(from, at).unwrap()));
+    for asker in &askers {
+        assert!(all_serve(&asker.ask(20).unwrap()));
     }
     // Begun by nftables, these outlive it: connection tracking goes on translating them.
     let kept: Vec<_> = (0..)
-        .zip(&places)
-        .map(|(number, (from, at))| {
-            let script = format!("exec sluice-lab talk-keep TCP '{at}' > /run/kept-{number}");
-            from.spawn(&["busybox", "sh", "-c", &script]).unwrap()
+        .zip(&askers)
+        .map(|(number, asker)| {
+            let script = format!(
+                "exec sluice-lab talk-keep TCP '{}' > /run/kept-{number}",
+                asker.at
+            );
+            asker.from.spawn(&["busybox", "sh", "-c", &script]).unwrap()
         })
         .collect();
     let answers = |number: usize| -> Result<usize> {
-        let place = if number == 3 { lab.client() } else { node1.clone() };
-        let said = place.run(&["cat", &format!("/run/kept-{number}")])?;
-        assert!(!said.contains("ended"), "{}: {said}", places[number].1);
+        let said = askers[number]
+            .files
+            .run(&["cat", &format!("/run/kept-{number}")])?;
+        assert!(!said.contains("ended"), "{}: {said}", askers[number].at);
         Ok(said.lines().count())
     };
     let go_on = || {
-        for number in 0..places.len() {
+        for number in 0..askers.len() {
             let before = answers(number).unwrap_or_default();
             wait_until("the conversation goes on", PATIENCE, || {
                 Ok(answers(number)? > before + 2)
@@ -124,22 +119,6 @@ fn through_all_three_no_connection_fails_and_nothing_is_left() {
     has_alone(&node1, [true, false, false, false]);
     assert_eq!(traces(&node1).unwrap(), before);
     go_on();
-    drop((load, kept));
-    for (number, (_, at)) in (0..).zip(&places) {
-        // The last line may have been cut off with its process.
-        let file = format!("/run/asked-{number}");
-        let place = if number == 3 { lab.client() } else { node1.clone() };
-        let said = place.run(&["cat", &file]).unwrap();
-        let lines: Vec<&str> = said.lines().collect();
-        let whole = &lines[..lines.len() - 1];
-        let failed: Vec<_> = (1..).zip(whole).filter(|(_, line)| !serves(line)).collect();
-        assert!(whole.len() > 100, "{at}: only {} were asked", whole.len());
-        assert!(
-            failed.is_empty(),
-            "{number} {at}: {} of {} failed: {:?}",
-            failed.len(),
-            whole.len(),
-            failed
-        );
-    }
+    drop(kept);
+    load.end(serves).unwrap();
 }

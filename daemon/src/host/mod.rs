@@ -10,21 +10,11 @@ use std::process::Command;
 
 use sluice_cni::names::CONFLIST;
 
-mod nft;
-pub mod watch;
+use self::products::{KUBE_PROXY, PRODUCTS, Product, fits_any};
 
-/// Devices by which other networks for pods are known, and whose they are. A trailing `*` stands for any end.
-const OTHERS_DEVICES: [(&str, &str); 9] = [
-    ("flannel.1", "flannel"),
-    ("flannel-v6.1", "flannel"),
-    ("cilium_host", "Cilium"),
-    ("cilium_vxlan", "Cilium"),
-    ("cali*", "Calico"),
-    ("vxlan.calico", "Calico"),
-    ("weave", "Weave"),
-    ("antrea-gw0", "Antrea"),
-    ("kube-ipvs0", "kube-proxy (ipvs)"),
-];
+pub mod nft;
+pub mod products;
+pub mod watch;
 
 /// kube-proxy's entrance in the nat table, whichever flavour it uses.
 const KUBE_PROXY_CHAIN: &str = "KUBE-SERVICES";
@@ -38,6 +28,8 @@ pub struct Findings {
     pub devices: BTreeSet<String>,
     /// In which tools' nat tables kube-proxy's chain was found.
     pub kube_proxy: Vec<&'static str>,
+    /// kube-proxy's tables of nftables, family first.
+    pub kube_proxy_tables: Vec<String>,
     /// nftables chains that drop what is forwarded unless somebody lets it through, as `family table chain`.
     pub dropping_chains: Vec<String>,
     /// Whether rules stand in both flavours of iptables.
@@ -48,37 +40,56 @@ impl Findings {
     /// What gets in the way, one sentence each with what to do. `proxies`: whether Sluice serves Services here.
     pub fn obstacles(&self, proxies: bool) -> Vec<String> {
         let mut list = Vec::new();
-        let own = Path::new(CONFLIST);
-        let (folder, own) = (
-            own.parent(),
-            own.file_name().unwrap_or_default().to_string_lossy(),
-        );
-        // Runtimes take the first file by name.
-        if let Some(first) = self.conflists.iter().find(|name| ***name < *own) {
-            let folder = folder.unwrap_or(Path::new("/")).display();
-            list.push(format!(
-                "{folder}/{first} comes before {own}, and runtimes take the first: pods are wired by it; remove it"
-            ));
-        }
-        for (pattern, whose) in OTHERS_DEVICES {
-            let found = self.devices.iter().find(|name| match pattern.strip_suffix('*') {
-                Some(start) => name.starts_with(start),
-                None => *name == pattern,
-            });
-            if let Some(device) = found.filter(|_| proxies || !whose.starts_with("kube-proxy")) {
+        for product in PRODUCTS
+            .iter()
+            .filter(|product| proxies || product.name != KUBE_PROXY)
+        {
+            let found = self.devices.iter().find(|name| fits_any(product.devices, name));
+            if let Some(device) = found {
+                let whose = product.name;
                 list.push(format!(
                     "the device {device} is {whose}'s, which is or was at work here; remove {whose} from this node, \
-                     or restart the node if it is gone already"
+                     or if it is gone already what it left: sluicectl doctor says how"
                 ));
             }
         }
         if proxies && !self.kube_proxy.is_empty() {
             list.push(format!(
                 "kube-proxy's chain {KUBE_PROXY_CHAIN} stands in the nat table ({}): two translate the same Services; \
-                 stop kube-proxy and run: kube-proxy --cleanup, or set proxy.mode to off",
+                 stop kube-proxy and remove what it left, sluicectl doctor says how, or set proxy.mode to off",
                 self.kube_proxy.join(", ")
             ));
         }
+        if proxies && !self.kube_proxy_tables.is_empty() {
+            list.push(format!(
+                "kube-proxy's nftables table stands ({}): two translate the same Services; stop kube-proxy and remove what it \
+                 left, sluicectl doctor says how, or set proxy.mode to off",
+                self.kube_proxy_tables.join(", ")
+            ));
+        }
+        list.extend(self.conflist_before());
+        list.extend(self.firewalls());
+        list
+    }
+
+    /// The conflist that runtimes take instead of Sluice's.
+    pub fn conflist_before(&self) -> Option<String> {
+        let own = Path::new(CONFLIST);
+        let (folder, own) = (
+            own.parent(),
+            own.file_name().unwrap_or_default().to_string_lossy(),
+        );
+        // Runtimes take the first file by name.
+        let first = self.conflists.iter().find(|name| ***name < *own)?;
+        let folder = folder.unwrap_or(Path::new("/")).display();
+        Some(format!(
+            "{folder}/{first} comes before {own}, and runtimes take the first: pods are wired by it; remove it"
+        ))
+    }
+
+    /// The host's own firewalls, where they are in the way.
+    pub fn firewalls(&self) -> Vec<String> {
+        let mut list = Vec::new();
         list.extend(self.dropping_chains.iter().map(|chain| {
             format!(
                 "the nftables chain {chain} drops what is forwarded, and no other chain can overrule it; accept \
@@ -105,11 +116,19 @@ pub fn look() -> Findings {
         .filter(|(_, used)| *used)
         .map(|(tool, _)| *tool)
         .collect();
+    let nftables = nft::look();
+    let of_kube_proxy = |product: &&Product| product.name == KUBE_PROXY;
+    let kube_proxy_tables = PRODUCTS.iter().find(of_kube_proxy).map(|product| product.tables);
     Findings {
         conflists,
         devices: devices(),
         kube_proxy: used.iter().copied().filter(|tool| has_kube_proxy(tool)).collect(),
-        dropping_chains: nft::dropping_chains(),
+        kube_proxy_tables: nftables
+            .tables
+            .into_iter()
+            .filter(|table| fits_any(kube_proxy_tables.unwrap_or_default(), table))
+            .collect(),
+        dropping_chains: nftables.dropping_chains,
         two_flavours: used.len() == 2 && used.iter().all(|tool| has_rules(tool)),
     }
 }
@@ -125,8 +144,8 @@ fn conflists_in(folder: &Path) -> BTreeSet<String> {
     names.filter(read_by_runtimes).collect()
 }
 
-/// From `/proc/net/dev`, which shows the namespace of whoever reads it (proc_pid_net(5)).
-fn devices() -> BTreeSet<String> {
+/// The names of all network devices, from `/proc/net/dev`, which shows the namespace of whoever reads it (proc_pid_net(5)).
+pub fn devices() -> BTreeSet<String> {
     let table = fs::read_to_string("/proc/net/dev").unwrap_or_default();
     let name = |line: &str| line.split_once(':').map(|(name, _)| name.trim().to_owned());
     table.lines().filter_map(name).collect()
@@ -180,6 +199,7 @@ mod tests {
             conflists: names(&["05-cilium.conflist", "10-sluice.conflist"]),
             devices: names(&["lo", "cali1234567890a", "kube-ipvs0"]),
             kube_proxy: vec!["iptables-nft"],
+            kube_proxy_tables: vec!["ip kube-proxy".to_owned()],
             dropping_chains: vec!["inet firewalld filter_FORWARD".to_owned()],
             two_flavours: true,
         };
@@ -187,8 +207,9 @@ mod tests {
         for wanted in [
             "/etc/cni/net.d/05-cilium.conflist comes before 10-sluice.conflist",
             "the device cali1234567890a is Calico's",
-            "the device kube-ipvs0 is kube-proxy (ipvs)'s",
+            "the device kube-ipvs0 is kube-proxy's",
             "(iptables-nft): two translate the same Services",
+            "nftables table stands (ip kube-proxy): two translate",
             "the nftables chain inet firewalld filter_FORWARD drops",
             "both flavours of iptables",
         ] {

@@ -39,6 +39,21 @@ fn note(problems: &mut Vec<String>, result: Result<(), String>) {
 /// Where the host's switches are in a container, whose own are read-only; deploy/sluice.yaml mounts them there.
 const OF_THE_HOST: &str = "/host/proc/sys";
 
+/// Whether this runs in a container of deploy/sluice.yaml, with the host's network and not its files.
+pub fn in_container() -> bool {
+    Path::new(OF_THE_HOST).exists()
+}
+
+/// Why switches cannot be set; nothing where they can.
+pub fn read_only() -> Option<String> {
+    let path = path("net/ipv4/ip_forward");
+    let error = fs::OpenOptions::new().write(true).open(&path).err()?;
+    Some(format!(
+        "the kernel's switches cannot be set: opening {} to write: {error}; run as root, where /proc/sys is writable",
+        path.display()
+    ))
+}
+
 /// The file of a switch, named as below `/proc/sys`.
 pub fn path(key: &str) -> PathBuf {
     let of_the_host = Path::new(OF_THE_HOST).join(key);
@@ -49,7 +64,8 @@ pub fn path(key: &str) -> PathBuf {
     }
 }
 
-fn read(key: &str) -> Option<String> {
+/// The value of a switch, named as below `/proc/sys`; nothing where there is none.
+pub fn read(key: &str) -> Option<String> {
     fs::read_to_string(path(key))
         .ok()
         .map(|text| text.trim().to_owned())

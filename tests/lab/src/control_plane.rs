@@ -209,6 +209,36 @@ pub(crate) fn renew_token(record: &Record, node: &str, lasts: Option<Duration>) 
     fs::write(record.member(node)?.init.root(TOKEN), token).context("writing the token")
 }
 
+/// Starts kube-proxy on a node, with the daemon's credentials, in the mode of kube-proxy's that is named.
+///
+/// # Errors
+/// It cannot be started.
+pub(crate) fn start_kube_proxy(record: &Record, node: &str, mode: &str) -> Result<()> {
+    let arguments = [
+        format!("--kubeconfig={NODE_KUBECONFIG}"),
+        own_name(node),
+        format!("--proxy-mode={mode}"),
+        // Limits of connection tracking are the machine's.
+        "--conntrack-max-per-core=0".to_owned(),
+    ];
+    let kube_proxy = "kube-proxy";
+    let program = program(kube_proxy, Release::Usual)?;
+    servers::launch(record, node, kube_proxy, &program, &arguments)
+}
+
+/// Kills a node's kube-proxy.
+///
+/// # Errors
+/// It does not run.
+pub(crate) fn kill_kube_proxy(record: &Record, node: &str) -> Result<()> {
+    servers::signal(record, node, &own_name(node), Signal::SIGKILL)
+}
+
+/// kube-proxy's argument that says which node it is on.
+fn own_name(node: &str) -> String {
+    format!("--hostname-override={node}")
+}
+
 /// Runs `etcdctl` on the control plane's host for the etcd behind its API servers.
 ///
 /// # Errors

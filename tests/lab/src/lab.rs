@@ -315,6 +315,22 @@ impl Lab {
         etcd::must(etcd::ctl(&self.record, command, true)?, command)
     }
 
+    /// Starts kube-proxy on a node of a Kubernetes cluster, in this mode of its own.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start_kube_proxy(&self, node: &str, mode: &str) -> Result<()> {
+        control_plane::start_kube_proxy(&self.record, node, mode)
+    }
+
+    /// Kills a node's kube-proxy, which leaves all it made.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn kill_kube_proxy(&self, node: &str) -> Result<()> {
+        control_plane::kill_kube_proxy(&self.record, node)
+    }
+
     /// Kills a node's kubelet and starts it again.
     ///
     /// # Errors

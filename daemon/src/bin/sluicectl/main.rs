@@ -8,11 +8,14 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
 use sluice_cni::names::IPAM_DIRECTORY;
 use sluice_daemon::admin::{self, client, report};
-use sluice_daemon::config;
+use sluice_daemon::config::{self, Config};
+use sluice_daemon::doctor;
 
 mod allocations;
+mod examination;
 mod object_tables;
 mod objects;
+mod paint;
 mod status;
 mod tables;
 
@@ -58,6 +61,8 @@ enum Command {
     Endpoints,
     /// Connections through Services that are translated packet by packet: from outside, mostly
     Conntrack,
+    /// Whether this host can run Sluice, and what others left on it; works without sluiced (exit status 1: something is in the way)
+    Doctor,
     /// Who holds which pod address since when; works while sluiced is down
     Ipam,
     /// Write Kubernetes YAML into etcd, where that is the datastore
@@ -91,11 +96,7 @@ fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             let status: report::Status = ask(&arguments.socket, "status")?;
             let healthy = status.problems.is_empty() && status.awaiting.is_empty();
             print(output, &status, || status::screen(&status))?;
-            return Ok(if healthy {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            });
+            return Ok(exit_code(healthy));
         }
         Command::Nodes => {
             let nodes: Vec<report::Node> = ask(&arguments.socket, "nodes")?;
@@ -113,6 +114,13 @@ fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             let connections: Vec<report::Connection> = ask(&arguments.socket, "connections")?;
             print(output, &connections, || tables::connections(&connections))?;
         }
+        Command::Doctor => {
+            let config = Config::load(&arguments.config, |name| std::env::var(name).ok());
+            let daemon = ask(&arguments.socket, "status").ok();
+            let report = doctor::examine(config.map_err(|error| error.to_string()), daemon);
+            print(output, &report, || examination::screen(&report))?;
+            return Ok(exit_code(report.is_well()));
+        }
         Command::Ipam => {
             let held = allocations::read(Path::new(IPAM_DIRECTORY))?;
             print(output, &held, || tables::allocations(&held))?;
@@ -129,6 +137,14 @@ fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn exit_code(well: bool) -> ExitCode {
+    if well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Asks the daemon for what it calls `what`.

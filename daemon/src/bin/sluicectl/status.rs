@@ -1,9 +1,10 @@
 //! The one screen: a stranger reads it and knows what is wrong.
 
 use std::fmt::Write;
-use std::io::IsTerminal;
 
 use sluice_daemon::admin::report::{Pool, Status};
+
+use crate::paint::Paint;
 
 /// A pool that is fuller than this, in percent, is worth a word.
 const NEARLY_FULL: u128 = 90;
@@ -137,39 +138,6 @@ pub fn duration(seconds: u64) -> String {
         60..3600 => format!("{} min", seconds / 60),
         3600..86400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
         _ => format!("{} days", seconds / 86400),
-    }
-}
-
-/// Colours, where somebody looks.
-struct Paint {
-    on: bool,
-}
-
-impl Paint {
-    fn for_stdout() -> Self {
-        Self {
-            on: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
-        }
-    }
-
-    fn with(&self, code: u8, text: &str) -> String {
-        if self.on {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
-    }
-
-    fn red(&self, text: &str) -> String {
-        self.with(31, text)
-    }
-
-    fn green(&self, text: &str) -> String {
-        self.with(32, text)
-    }
-
-    fn yellow(&self, text: &str) -> String {
-        self.with(33, text)
     }
 }
 
