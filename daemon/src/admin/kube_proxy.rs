@@ -1,8 +1,10 @@
-//! What those rely on who had kube-proxy before: its `/healthz`, which load balancers ask whether a node serves, and its `/proxyMode`.
+//! What those rely on who had kube-proxy before: its `/healthz`, which load balancers ask whether a node serves, its `/proxyMode`, and its
+//! `/metrics`.
 //!
 //! Both are conveniences: where an address is taken, by a kube-proxy for one, that is told and the daemon goes on.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -15,13 +17,16 @@ use tokio::sync::mpsc;
 
 use super::socket::{Question, ask};
 use crate::config::Admin;
+use crate::proxy::figures::Figures;
 
 /// Serves both addresses until the process ends, those of them that are set.
-pub async fn serve(addresses: &Admin, questions: mpsc::Sender<Question>) {
+pub async fn serve(addresses: &Admin, questions: mpsc::Sender<Question>, figures: Arc<Figures>) {
     let health = Router::new()
         .route("/healthz", get(healthz))
         .route("/livez", get(healthz));
-    let mode = Router::new().route("/proxyMode", get(proxy_mode));
+    let mode = Router::new()
+        .route("/proxyMode", get(proxy_mode))
+        .route("/metrics", get(move || metrics(figures.clone())));
     listen(
         "admin.kubeProxyHealth",
         addresses.kube_proxy_health.get(),
@@ -91,5 +96,16 @@ async fn proxy_mode(
     match ask(&questions, Question::Status).await {
         Some(status) => (StatusCode::OK, text, status.proxy.mode),
         None => (StatusCode::SERVICE_UNAVAILABLE, text, String::new()),
+    }
+}
+
+async fn metrics(figures: Arc<Figures>) -> (StatusCode, [(header::HeaderName, &'static str); 1], String) {
+    let kind = [(
+        header::CONTENT_TYPE,
+        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    )];
+    match figures.text() {
+        Ok(text) => (StatusCode::OK, kind, text),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, kind, error.to_string()),
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
+use jiff::Timestamp;
 use sluice_cni::host_ports::Record;
 use sluice_cni::names::HOST_PORTS_DIRECTORY;
 use sluice_ipam::Attachment;
@@ -26,13 +27,14 @@ use crate::last_known::{Saver, Turn};
 use crate::memory;
 use crate::network::{self, Network};
 use crate::probe::Target;
+use crate::proxy::figures::Figures;
 use crate::proxy::{Proxy, Surroundings};
 use crate::removals;
 use crate::state::balance::NodeView;
 use crate::state::cluster::{Cluster, Touched};
 use crate::state::node_health::NodeHealth;
 use crate::state::node_routes::NodeRoutes;
-use crate::state::objects::ObjectName;
+use crate::state::objects::{Object, ObjectName};
 use crate::state::service_port::ServicePortKey;
 use crate::state::services::Services;
 
@@ -122,6 +124,9 @@ pub struct Agent {
     /// When the next pod will have settled.
     settles: Option<tokio::time::Instant>,
     services: Services,
+    figures: Arc<Figures>,
+    /// When what is not yet in the kernel was changed in the cluster.
+    triggers: Vec<Timestamp>,
     /// The pods with host ports; nothing until they were read.
     host_ports: Option<BTreeMap<Attachment, Record>>,
     service_failures: BTreeMap<ServicePortKey, String>,
@@ -205,6 +210,8 @@ impl Agent {
             settling: settling::Settling::default(),
             settles: None,
             services: Services::default(),
+            figures: Arc::default(),
+            triggers: Vec::new(),
             host_ports: None,
             service_failures: BTreeMap::new(),
             health_listeners: watch::Sender::default(),
@@ -219,6 +226,11 @@ impl Agent {
     /// The ways to other nodes that are to be probed, as they change.
     pub fn probed(&self) -> watch::Receiver<Vec<Target>> {
         self.probed.subscribe()
+    }
+
+    /// How Services get into the kernel, in figures.
+    pub fn figures(&self) -> Arc<Figures> {
+        self.figures.clone()
     }
 
     /// The health checks that are to be answered, as they change.
@@ -305,7 +317,10 @@ impl Agent {
 
     fn fold(&mut self, event: Event) {
         let touched = match event {
-            Event::Upsert(object) => self.cluster.upsert(object),
+            Event::Upsert(mut object) => {
+                self.count(&mut object);
+                self.cluster.upsert(object)
+            }
             Event::Remove(kind, name) => self.cluster.remove(kind, &name),
             Event::Loaded => {
                 tracing::info!(
@@ -339,6 +354,20 @@ impl Agent {
         }
         self.dirty.nodes |= touched.nodes;
         self.dirty.services.extend(touched.services);
+    }
+
+    /// Counts what changed, and notes when it was changed in the cluster once that tells how long it takes.
+    fn count(&mut self, object: &mut Object) {
+        match object {
+            Object::Service(_) => self.figures.service_changed(),
+            Object::EndpointSlice(slice) => {
+                self.figures.endpoints_changed();
+                let triggered = slice.triggered.take();
+                // What was there before the first sync waited for the daemon to start.
+                self.triggers.extend(triggered.filter(|_| self.synced));
+            }
+            _ => {}
+        }
     }
 
     fn save(&mut self, turn: Turn) {

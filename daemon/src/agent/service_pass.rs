@@ -51,6 +51,7 @@ impl Agent {
             dirty = Dirty::All;
         }
         if dirty == Dirty::Only(BTreeSet::new()) {
+            self.triggers.clear();
             return true;
         }
         let began = Instant::now();
@@ -70,7 +71,10 @@ impl Agent {
                     Dirty::All => self.service_failures.clear(),
                     Dirty::Only(keys) => self.service_failures.retain(|key, _| !keys.contains(key)),
                 }
-                let microseconds = began.elapsed().as_micros() as u64;
+                let took = began.elapsed();
+                let triggers = std::mem::take(&mut self.triggers);
+                self.figures.synced(dirty == Dirty::All, took, &triggers);
+                let microseconds = took.as_micros() as u64;
                 let (changed, removed, failed) = (report.changed, report.removed, report.failed.len());
                 if dirty == Dirty::All {
                     tracing::info!(changed, removed, failed, microseconds, "all Services programmed");

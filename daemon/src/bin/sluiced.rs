@@ -138,9 +138,6 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
     socket::serve(Path::new(admin::SOCKET), question_sender.clone()).await?;
     http::serve(&config.admin, question_sender.clone()).await?;
-    if config.datastore.kind == DatastoreKind::Kubernetes && config.proxy.mode != ProxyMode::Off {
-        kube_proxy::serve(&config.admin, question_sender).await;
-    }
     let removed = removals::serve(Path::new(REMOVALS_SOCKET))?;
     let proxy = dataplane::open(config.proxy.mode, pod_namespaces)?;
     let (change_sender, dataplane_changes) = mpsc::channel(1);
@@ -164,6 +161,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
     ));
     let source = Source::of(&config);
     let agent = Agent::new(config.clone(), source.clone(), proxy, removed)?;
+    if config.datastore.kind == DatastoreKind::Kubernetes && config.proxy.mode != ProxyMode::Off {
+        kube_proxy::serve(&config.admin, question_sender, agent.figures()).await;
+    }
     if let Source::Kubernetes(servers) = &source {
         tokio::spawn(node_status::run(
             servers.clone(),

@@ -1,6 +1,7 @@
 //! Services in the dataplane: one trait, one backend per way of translating.
 
 pub mod ebpf;
+pub mod figures;
 pub mod iptables;
 pub(crate) mod netfilter;
 pub mod nftables;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use compact_str::CompactString;
 use ipnetwork::IpNetwork;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::service_port::{Family, Protocol};
@@ -193,6 +194,9 @@ pub struct EndpointSlice {
     pub ports: Vec<NamedPort>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// When the pod or Service changed for which the slice was written; for whoever hears of the slice, and not kept.
+    #[serde(skip)]
+    pub triggered: Option<Timestamp>,
 }
 
 /// One endpoint and its conditions.

@@ -361,6 +361,14 @@ fn launch(record: &Record, name: &str, program: &str, arguments: &[String]) -> R
     servers::launch(record, CONTROL, name, program, arguments)
 }
 
+/// Where `helm` is.
+///
+/// # Errors
+/// Nowhere.
+pub fn helm() -> Result<String> {
+    program("helm", Release::Usual)
+}
+
 /// One of the control plane's programs: from `$KUBEBUILDER_ASSETS`, else from where `./dev setup` builds them.
 pub(crate) fn program(name: &str, release: Release) -> Result<String> {
     let (assets, release) = match release {

@@ -74,6 +74,7 @@ mod tests {
                 number: 6443,
             }],
             endpoints: vec![endpoint("192.0.2.1"), endpoint("192.0.2.2")],
+            triggered: None,
         };
         let mut own = OwnAddresses::default();
         let name = slice.name.clone();

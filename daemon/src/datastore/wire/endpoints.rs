@@ -127,6 +127,12 @@ impl RawEndpointSlice {
             family,
             ports,
             endpoints,
+            // One that is no time is of no use.
+            triggered: self
+                .metadata
+                .annotations
+                .last_change
+                .and_then(|time| time.parse().ok()),
         }))
     }
 }
@@ -212,6 +218,7 @@ impl RawEndpoints {
                         family,
                         ports: ports.clone(),
                         endpoints: of_family,
+                        triggered: None,
                     });
                 }
             }

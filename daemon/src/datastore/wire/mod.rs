@@ -178,8 +178,18 @@ struct Metadata {
     name: String,
     namespace: Option<String>,
     labels: BTreeMap<String, String>,
+    annotations: Annotations,
     creation_timestamp: Option<String>,
     deletion_timestamp: Option<String>,
+}
+
+/// Those that are read; objects have many, and large ones.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Annotations {
+    /// Of an EndpointSlice: what it was written for happened then (RFC 3339).
+    #[serde(rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    last_change: Option<String>,
 }
 
 impl Metadata {
