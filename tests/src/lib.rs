@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use sluice_lab::demo::cluster;
 use sluice_lab::pods::Pod;
 use sluice_lab::{Lab, Node, url, wait_until};
 
@@ -171,6 +172,36 @@ pub fn service_entries(lab: &Lab, node: &str, service: &str) -> Result<Vec<serde
 /// The daemon does not answer.
 pub fn problems(lab: &Lab, node: &str) -> Result<String> {
     Ok(lab.ctl_json(node, &["status"])?["problems"].to_string())
+}
+
+/// Has a cluster's ConfigMap say `new` where it said `old`, and replaces every daemon.
+///
+/// # Errors
+/// It does not say that, or the daemons are not replaced.
+pub fn reconfigure(lab: &Lab, old: &str, new: &str) -> Result<()> {
+    write_config(lab, old, new)?;
+    cluster::roll_sluice(lab)
+}
+
+/// The same without replacing the daemons.
+///
+/// # Errors
+/// It does not say that.
+pub fn write_config(lab: &Lab, old: &str, new: &str) -> Result<()> {
+    let config = lab.kubectl("-n kube-system get configmap sluice -o yaml")?;
+    if !config.contains(old) {
+        bail!("there is no {old:?} in {config}");
+    }
+    lab.apply_text(&without_server_fields(&config.replace(old, new)))
+}
+
+/// What an object says apart from what the server says of it.
+fn without_server_fields(yaml: &str) -> String {
+    let server = ["  resourceVersion:", "  uid:", "  creationTimestamp:"];
+    let lines = yaml
+        .lines()
+        .filter(|line| !server.iter().any(|field| line.starts_with(field)));
+    lines.map(|line| format!("{line}\n")).collect()
 }
 
 /// Starts a node's daemon again with another `proxy.mode`, and waits until it serves by that.

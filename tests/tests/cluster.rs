@@ -8,7 +8,7 @@ use sluice_lab::control_plane::Release;
 use sluice_lab::demo::cluster;
 use sluice_lab::demo::restart::under_load;
 use sluice_lab::{Datastore, Lab, Options, wait_until};
-use sluice_tests::PATIENCE;
+use sluice_tests::{PATIENCE, reconfigure};
 
 /// A rollout of a DaemonSet, or a kubelet that is started again.
 const PATIENCE_WITH_KUBELETS: Duration = Duration::from_secs(90);
@@ -66,17 +66,8 @@ fn a_cluster_serves_while_everything_in_it_is_replaced() {
     let load = cluster::load(&lab).unwrap();
     let made = under_load(&load, || {
         for mode in ["nftables", "ebpf"] {
-            let config = lab.kubectl("-n kube-system get configmap sluice -o yaml")?;
-            let other = if mode == "ebpf" {
-                "mode: nftables"
-            } else {
-                "mode: auto"
-            };
-            assert!(config.contains(other), "{config}");
-            lab.apply_text(&without_server_fields(
-                &config.replace(other, &format!("mode: {mode}")),
-            ))?;
-            cluster::roll_sluice(&lab)?;
+            let other = if mode == "ebpf" { "nftables" } else { "auto" };
+            reconfigure(&lab, &format!("mode: {other}"), &format!("mode: {mode}"))?;
             let status = lab.node("node1").run(&["sluicectl", "status"])?;
             assert!(status.contains(&format!("services   {mode}")), "{status}");
         }
@@ -118,13 +109,4 @@ fn a_cluster_serves_while_everything_in_it_is_replaced() {
     )
     .unwrap();
     under_load(&load, || Ok(())).unwrap();
-}
-
-/// What an object says apart from what the server says of it.
-fn without_server_fields(yaml: &str) -> String {
-    let server = ["  resourceVersion:", "  uid:", "  creationTimestamp:"];
-    let lines = yaml
-        .lines()
-        .filter(|line| !server.iter().any(|field| line.starts_with(field)));
-    lines.map(|line| format!("{line}\n")).collect()
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use sluice_lab::demo::cluster;
 use sluice_lab::{Datastore, Lab, Node, Options, Running, wait_until};
-use sluice_tests::{PATIENCE, manifest};
+use sluice_tests::{PATIENCE, manifest, reconfigure};
 
 /// The Service `talk` by its ClusterIPs and on a node's port, as tests/manifests/workloads.yaml has it.
 const TALK: [&str; 2] = ["10.96.7.7:8080", "[fd00:96::7:7]:8080"];
@@ -306,7 +306,7 @@ impl<'lab> Printing<'lab> {
 }
 
 /// What keeps a connection for hours, as gRPC's clients do, and what has one UDP socket: neither notices that Sluice
-/// or the runtime is replaced.
+/// or the runtime is replaced, or that Services are translated by another dataplane; and neither do new connections and questions.
 fn conversations_outlive_what_serves_them(lab: &Lab) -> Result<()> {
     let kept = Printing::start(lab, "keep", "exec sluice-lab talk-keep PROTOCOL AT")?;
     kept.goes_on()?;
@@ -314,13 +314,24 @@ fn conversations_outlive_what_serves_them(lab: &Lab) -> Result<()> {
     kept.goes_on()?;
     lab.restart_containerd("node1")?;
     kept.goes_on()?;
+    let asking = Printing::start(lab, "asked", ASK)?;
+    for (old, new) in [("auto", "nftables"), ("nftables", "auto")] {
+        reconfigure(lab, &format!("mode: {old}"), &format!("mode: {new}"))?;
+        kept.goes_on().with_context(|| format!("conversations, {new}"))?;
+        asking
+            .goes_on()
+            .with_context(|| format!("new connections and questions, {new}"))?;
+    }
+    asking.end()?;
     kept.end()
 }
 
+/// A connection or a question after the other, each with a socket of its own; no datagram is sent again.
+const ASK: &str = "while sluice-lab talk-ask --patience 4 PROTOCOL AT 5 1; do busybox usleep 20000; done";
+
 /// New connections and questions over UDP, each with a socket of its own, all the while: each is answered, and of the questions each datagram.
 fn replaced_and_drained_under_load(lab: &Lab) -> Result<()> {
-    let ask = "while sluice-lab talk-ask --patience 4 PROTOCOL AT 5 1; do busybox usleep 20000; done";
-    let asking = Printing::start(lab, "ask", ask)?;
+    let asking = Printing::start(lab, "ask", ASK)?;
     asking.goes_on().context("before anything happens")?;
     // It takes its pods for unready until it has probed them, so clients move to others' pods.
     lab.restart_kubelet("node1")?;

@@ -472,8 +472,15 @@ impl Agent {
         } else if self.cluster.node(name).is_none() {
             awaiting.push(format!("a Node object called {name:?} in the datastore"));
         } else if self.routes.own.is_empty() {
-            awaiting.push(format!(
-                "a pod CIDR for node {name:?} (spec.podCIDRs of its Node object)"
+            let own = format!("node {name} ");
+            let refused = self
+                .routes
+                .refused
+                .iter()
+                .find(|refused| refused.starts_with(&own));
+            awaiting.push(refused.map_or_else(
+                || format!("a pod CIDR for node {name:?} (spec.podCIDRs of its Node object)"),
+                |refused| format!("a pod CIDR that can be granted: {refused}"),
             ));
         } else if self.outcome.is_none() {
             awaiting.push("the network to be programmed".to_owned());

@@ -248,6 +248,7 @@ mod tests {
             addresses: Vec::new(),
             pod_cidrs: Vec::new(),
             zone: None,
+            created: None,
         })
     }
 

@@ -113,6 +113,7 @@ mod tests {
             addresses: vec!["172.30.0.11".parse().unwrap()],
             pod_cidrs: Vec::new(),
             zone: None,
+            created: None,
         };
         let mut routes = NodeRoutes::default();
         let remote = RemoteNode {

@@ -33,8 +33,8 @@ pub struct RemoteNode {
 /// Decides every claim in `cluster`, seen from the node called `own_name`.
 ///
 /// A claim outside `cluster_cidrs` is refused. Of two that overlap, a node keeps what it holds in `held` (the claims
-/// that stood before), so that a newcomer cannot take the traffic of the rightful holder; with no history the first
-/// name in order wins, which every node decides alike.
+/// that stood before), so that a newcomer cannot take the traffic of the rightful holder; with no history the node that was
+/// created first wins, and of those of one second the first name in order, which every node decides alike.
 pub fn node_routes(
     cluster: &Cluster,
     own_name: &str,
@@ -47,7 +47,10 @@ pub fn node_routes(
         .nodes()
         .flat_map(|node| node.pod_cidrs.iter().map(move |cidr| (node, *cidr)))
         .collect();
-    claims.sort_by_key(|(node, cidr)| (held.get(cidr) != Some(&node.name), &node.name, *cidr));
+    claims.sort_by_key(|(node, cidr)| {
+        let newcomer = held.get(cidr) != Some(&node.name);
+        (newcomer, node.created.unwrap_or(i64::MAX), &node.name, *cidr)
+    });
 
     for (node, cidr) in claims {
         if !cluster_cidrs.contain(&cidr) {
@@ -61,8 +64,9 @@ pub fn node_routes(
         }
         if let Some((other, holder)) = overlapping(&granted, &cidr) {
             routes.refused.push(format!(
-                "node {} claims the pod CIDR {cidr}, which overlaps {other} of node {holder}; {holder} keeps it",
-                node.name
+                "node {} claims the pod CIDR {cidr}, which overlaps {other} of node {holder}; {holder} keeps it, and pods of {} are not \
+                 reached: delete its Node object so that it gets another, and correct what gave it this one",
+                node.name, node.name
             ));
             continue;
         }

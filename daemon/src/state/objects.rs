@@ -91,6 +91,9 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNetwork>,
     /// The label `topology.kubernetes.io/zone`.
     pub zone: Option<String>,
+    /// `metadata.creationTimestamp`, in seconds since 1970.
+    #[serde(default)]
+    pub created: Option<i64>,
 }
 
 impl Node {

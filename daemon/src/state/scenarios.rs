@@ -437,6 +437,27 @@ fn a_newcomer_cannot_take_a_pod_cidr_nor_claim_one_outside() {
     );
 }
 
+/// N4 N12
+#[test]
+fn without_history_the_older_node_has_the_pod_cidr() {
+    let cidrs = Config::default().cluster_cidrs;
+    let created = |name: &str, second: u32| {
+        let of_name = format!("name: {name}");
+        let with_time = format!("{of_name}, creationTimestamp: '2026-11-26T12:00:0{second}Z'");
+        node(name, "172.30.0.12", "10.244.2.0/24").replace(&of_name, &with_time)
+    };
+    let cluster = cluster(&(created("a-new", 1) + &created("b-old", 0) + &created("c-old", 0)));
+    let (routes, _) = node_routes(&cluster, "node1", &cidrs, &BTreeMap::new());
+    let holders: Vec<_> = routes
+        .remote
+        .values()
+        .map(|holder| holder.name.as_str())
+        .collect();
+    assert_eq!(holders, ["b-old"]);
+    let (routes, _) = node_routes(&cluster, "a-new", &cidrs, &BTreeMap::new());
+    assert_eq!(routes.own, []);
+}
+
 /// N3
 #[test]
 fn two_nodes_swap_their_pod_cidrs() {

@@ -41,7 +41,7 @@ pub(crate) fn start(record: &Record, progress: &Progress) -> Result<()> {
         web::archive()?,
         web::pause_archive()?,
         talk::archive(&record.binaries)?,
-        sluice::archive(&record.binaries)?,
+        sluice::image(&record.binaries)?.archive(),
         coredns::archive(Path::new(&control_plane::program("coredns", Release::Usual)?))?,
     ];
     for node in record.nodes() {

@@ -74,9 +74,12 @@ enum Verb {
     },
     /// Write Sluice's container image, an OCI archive
     Image {
-        /// Where to
+        /// Where to, as an OCI archive
         #[arg(long)]
         output: PathBuf,
+        /// Write what is in it into this folder instead, for a container engine to take from there
+        #[arg(long, value_name = "FOLDER")]
+        root: Option<PathBuf>,
     },
     /// Remove a lab, whatever state it is in
     Down {
@@ -303,10 +306,16 @@ fn run(verb: Verb) -> Result<i32> {
                 &kubelets::kubectl_command(&arguments)?,
             );
         }
-        Verb::Image { output } => {
-            let archive = images::sluice::archive(&up::binaries(false)?)?;
-            std::fs::write(&output, archive).with_context(|| format!("writing {}", output.display()))?;
-            println!("{}, as {}", output.display(), images::sluice::NAME);
+        Verb::Image { output, root } => {
+            let image = images::sluice::image(&up::binaries(false)?)?;
+            if let Some(root) = root {
+                image.unpack(&root)?;
+                println!("{}, for an engine's image", root.display());
+            } else {
+                std::fs::write(&output, image.archive())
+                    .with_context(|| format!("writing {}", output.display()))?;
+                println!("{}, as {}", output.display(), images::sluice::NAME);
+            }
         }
         Verb::Down { all: true, .. } => down::down_all()?,
         Verb::Down { lab, .. } => {

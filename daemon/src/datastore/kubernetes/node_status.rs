@@ -70,8 +70,13 @@ pub async fn run(servers: Servers, node: String, mut health: watch::Receiver<Nod
                     }
                     Err(error) => {
                         let reason = because(&error);
+                        let hint = if matches!(&error, kube::Error::Api(status) if status.code == 404) {
+                            "; its kubelet makes that object: is it this node's name in the cluster (nodeName, NODE_NAME)?"
+                        } else {
+                            ""
+                        };
                         tracing::warn!(
-                            "writing the conditions and Events of node {}: {reason}",
+                            "writing the conditions and Events of node {}: {reason}{hint}",
                             told.node
                         );
                         retry = (retry * 2).min(RETRY[1]);

@@ -64,6 +64,7 @@ impl RawNode {
             .get(ZONE_LABEL)
             .filter(|zone| !zone.is_empty())
             .cloned();
+        let created = self.metadata.created(passed);
         let context = |what: &str, reason: String| format!("Node {name}: {what}: {reason}");
         let mut written = self.spec.pod_cidrs;
         if let (true, Some(single)) = (written.is_empty(), self.spec.pod_cidr) {
@@ -86,6 +87,7 @@ impl RawNode {
             addresses,
             pod_cidrs,
             zone,
+            created,
         })
     }
 }

@@ -1,7 +1,10 @@
 //! OCI images as archives (OCI image layout, in tar), made without a container engine. The same content gives the same bytes.
 
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -32,6 +35,26 @@ pub enum Entry {
 }
 
 impl Image {
+    /// Writes what is in it below `folder`, which is made if need be.
+    ///
+    /// # Errors
+    /// The file system's, or something is there already.
+    pub fn unpack(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        for entry in &self.entries {
+            let (Entry::Folder(name) | Entry::File(name, _) | Entry::Link(name, _)) = entry;
+            let path = folder.join(name);
+            let written = match entry {
+                Entry::Folder(_) => fs::create_dir(&path),
+                Entry::File(_, content) => fs::write(&path, content)
+                    .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755))),
+                Entry::Link(_, target) => symlink(target, &path),
+            };
+            written.with_context(|| format!("writing {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     /// The image as an archive that `ctr image import` and `podman load` take.
     #[must_use]
     pub fn archive(&self) -> Vec<u8> {
@@ -155,6 +178,10 @@ mod tests {
         let archive = image().archive();
         assert_eq!(archive, image().archive());
         let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        image().unpack(&root).unwrap();
+        assert_eq!(fs::read(root.join("bin/b")).unwrap(), b"content");
+        assert!(image().unpack(&root).is_err(), "nothing is written over");
         std::fs::write(folder.path().join("image.tar"), &archive).unwrap();
         // Of the blobs only the layer is a tar archive.
         let script =

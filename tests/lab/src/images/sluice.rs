@@ -43,11 +43,11 @@ const TOOLS: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// The image with the binaries in `folder`, as an archive.
+/// The image with the binaries in `folder`.
 ///
 /// # Errors
 /// A binary or a tool is missing.
-pub fn archive(folder: &Path) -> Result<Vec<u8>> {
+pub fn image(folder: &Path) -> Result<Image> {
     let mut root = Root::default();
     for name in OURS {
         root.program(&folder.join(name), Path::new("/usr/local/bin").join(name))?;
@@ -68,13 +68,12 @@ pub fn archive(folder: &Path) -> Result<Vec<u8>> {
     for folder in ["/run", "/tmp", "/etc/sluice"] {
         root.folder(folder);
     }
-    let image = Image {
+    Ok(Image {
         name: NAME.to_owned(),
         command: vec!["/usr/local/bin/sluiced".to_owned()],
         environment: vec!["PATH=/usr/local/bin:/usr/sbin:/usr/bin".to_owned()],
         entries: root.entries(),
-    };
-    Ok(image.archive())
+    })
 }
 
 /// What iptables loads by itself when a rule names it.
