@@ -330,6 +330,8 @@ impl Agent {
                     "the datastore's first full list is in"
                 );
                 self.loaded = true;
+                // What the list took beyond what it came to; the first sync needs room of its own.
+                memory::give_back();
                 Touched::default()
             }
             Event::Problems(problems) => {

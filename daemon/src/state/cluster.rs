@@ -1,6 +1,7 @@
 //! All objects of the cluster, folded from a datastore's events, and which Services each event touches.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use litemap::LiteMap;
 
@@ -24,6 +25,25 @@ pub struct Cluster {
     slices: BTreeMap<ObjectName, LiteMap<ObjectName, Box<EndpointSlice>>>,
     slice_owner: BTreeMap<ObjectName, ObjectName>,
     pods: BTreeMap<ObjectName, Pod>,
+}
+
+/// Where an object stands among all: by kind, then by name; a slice where its Service stands among those that have slices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place(Kind, ObjectName);
+
+/// Which objects of `kind` are behind `place`: none, or those behind a name, or all.
+fn after(place: Option<&Place>, kind: Kind) -> Option<Option<&ObjectName>> {
+    match place {
+        Some(Place(of, _)) if *of > kind => None,
+        Some(Place(of, name)) if *of == kind => Some(Some(name)),
+        _ => Some(None),
+    }
+}
+
+fn rest<K: Ord, V>(map: &BTreeMap<K, V>, after: Option<Option<K>>) -> impl Iterator<Item = (&K, &V)> {
+    let range =
+        after.map(|name| map.range((name.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)));
+    range.into_iter().flatten()
 }
 
 impl Cluster {
@@ -121,14 +141,45 @@ impl Cluster {
 
     /// All objects.
     pub fn objects(&self) -> impl Iterator<Item = Object> {
-        let nodes = self.nodes.values().cloned().map(Object::Node);
-        let services = self.services.values().cloned().map(Object::Service);
-        let slices = self.slices.values().flat_map(LiteMap::values);
-        let pods = self.pods.values().cloned().map(Object::Pod);
-        nodes
-            .chain(services)
-            .chain(slices.map(|slice| Object::EndpointSlice(EndpointSlice::clone(slice))))
-            .chain(pods)
+        self.objects_after(None).map(|(_, object)| object)
+    }
+
+    /// The objects behind a place in an order that does not change while objects come and go, each with its own place; all of them
+    /// without one. Slices of one Service share a place.
+    pub fn objects_after(&self, place: Option<&Place>) -> impl Iterator<Item = (Place, Object)> {
+        let nodes = rest(
+            &self.nodes,
+            after(place, Kind::Node).map(|name| name.map(|name| name.name.to_string())),
+        )
+        .map(|(name, node)| {
+            (
+                Place(Kind::Node, ObjectName::new("", name.as_str())),
+                Object::Node(node.clone()),
+            )
+        });
+        let services = rest(
+            &self.services,
+            after(place, Kind::Service).map(Option::<&_>::cloned),
+        )
+        .map(|(name, service)| {
+            (
+                Place(Kind::Service, name.clone()),
+                Object::Service(service.clone()),
+            )
+        });
+        let slices = rest(
+            &self.slices,
+            after(place, Kind::EndpointSlice).map(Option::<&_>::cloned),
+        )
+        .flat_map(|(service, slices)| {
+            slices.values().map(|slice| {
+                let place = Place(Kind::EndpointSlice, service.clone());
+                (place, Object::EndpointSlice(EndpointSlice::clone(slice)))
+            })
+        });
+        let pods = rest(&self.pods, after(place, Kind::Pod).map(Option::<&_>::cloned))
+            .map(|(name, pod)| (Place(Kind::Pod, name.clone()), Object::Pod(pod.clone())));
+        nodes.chain(services).chain(slices).chain(pods)
     }
 
     /// All nodes, by name.
