@@ -51,7 +51,7 @@ impl Agent {
             dirty = Dirty::All;
         }
         if dirty == Dirty::Only(BTreeSet::new()) {
-            self.triggers.clear();
+            self.figures.programmed(&std::mem::take(&mut self.triggers));
             return true;
         }
         let began = Instant::now();
@@ -72,8 +72,8 @@ impl Agent {
                     Dirty::Only(keys) => self.service_failures.retain(|key, _| !keys.contains(key)),
                 }
                 let took = began.elapsed();
-                let triggers = std::mem::take(&mut self.triggers);
-                self.figures.synced(dirty == Dirty::All, took, &triggers);
+                self.figures.synced(dirty == Dirty::All, took);
+                self.figures.programmed(&std::mem::take(&mut self.triggers));
                 let microseconds = took.as_micros() as u64;
                 let (changed, removed, failed) = (report.changed, report.removed, report.failed.len());
                 if dirty == Dirty::All {

@@ -142,9 +142,8 @@ impl Figures {
         self.last_queued.set(seconds_of(SystemTime::now()));
     }
 
-    /// The kernel has what is known; `all` of it was written, or what changed, in `took`. `triggers`: when what is there now was changed
-    /// in the cluster.
-    pub fn synced(&self, all: bool, took: Duration, triggers: &[Timestamp]) {
+    /// The kernel has what is known; `all` of it was written, or what changed, in `took`.
+    pub fn synced(&self, all: bool, took: Duration) {
         let took = took.as_secs_f64();
         self.syncs.observe(took);
         if all {
@@ -152,13 +151,17 @@ impl Figures {
         } else {
             self.partial_syncs.observe(took);
         }
+        self.last_sync.set(seconds_of(SystemTime::now()));
+    }
+
+    /// The kernel has what was changed in the cluster at these times, be it that there was nothing to write for it.
+    pub fn programmed(&self, triggers: &[Timestamp]) {
         let now = Timestamp::now();
         for trigger in triggers {
             // Another host's clock may be ahead.
             self.programming
                 .observe(now.duration_since(*trigger).as_secs_f64().max(0.0));
         }
-        self.last_sync.set(seconds_of(SystemTime::now()));
     }
 
     /// All as text, in the format of OpenMetrics 1.0.
@@ -206,8 +209,9 @@ mod tests {
         figures.service_changed();
         figures.endpoints_changed();
         let minute_ago = Timestamp::now() - Duration::from_secs(61);
-        figures.synced(true, Duration::from_millis(3), &[]);
-        figures.synced(false, Duration::from_micros(300), &[minute_ago]);
+        figures.synced(true, Duration::from_millis(3));
+        figures.synced(false, Duration::from_micros(300));
+        figures.programmed(&[minute_ago]);
         let text = figures.text().unwrap();
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_count 2",
