@@ -51,7 +51,6 @@ fn a_cluster_serves_while_everything_in_it_is_replaced() {
         let figures = lab.node("node2").get("127.0.0.1", 10249, "metrics")?;
         for name in [
             "kubeproxy_sync_proxy_rules_duration_seconds_count",
-            "kubeproxy_network_programming_duration_seconds_count",
             "kubeproxy_sync_proxy_rules_endpoint_changes_total",
         ] {
             let value = figures.lines().find_map(|line| line.strip_prefix(name));
