@@ -34,7 +34,7 @@ fn is_told(lab: &Lab, command: &str, wanted: &[&str]) {
     }
 }
 
-/// K1 K4 N3 N12 O5
+/// K4 N4 N12
 #[test]
 fn what_is_wrong_is_told_by_kubernetes_own_tools_and_services_go_on() {
     let lab = Lab::up(Options {

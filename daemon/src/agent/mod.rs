@@ -365,8 +365,9 @@ impl Agent {
             Object::EndpointSlice(slice) => {
                 self.figures.endpoints_changed();
                 let triggered = slice.triggered.take();
-                // What was there before the first sync waited for the daemon to start.
-                self.triggers.extend(triggered.filter(|_| self.synced));
+                // What was there before the first sync waited for the daemon to start; without a dataplane nothing is programmed.
+                let tells = self.synced && self.proxy.is_some();
+                self.triggers.extend(triggered.filter(|_| tells));
             }
             _ => {}
         }

@@ -72,8 +72,12 @@ impl Agent {
                     Dirty::Only(keys) => self.service_failures.retain(|key, _| !keys.contains(key)),
                 }
                 let took = began.elapsed();
+                let triggers = std::mem::take(&mut self.triggers);
                 self.figures.synced(dirty == Dirty::All, took);
-                self.figures.programmed(&std::mem::take(&mut self.triggers));
+                // Whose Services are among those that failed is not known.
+                if report.failed.is_empty() {
+                    self.figures.programmed(&triggers);
+                }
                 let microseconds = took.as_micros() as u64;
                 let (changed, removed, failed) = (report.changed, report.removed, report.failed.len());
                 if dirty == Dirty::All {

@@ -52,21 +52,10 @@ pub fn find(product: &Product, traces: &Traces) -> Vec<Leftover> {
 
 fn own(product: &Product, traces: &Traces) -> Vec<Leftover> {
     let mut list = Vec::new();
-    let mut note = |what: String, remove: String, harms: bool| {
-        list.push(Leftover {
-            whose: product.name.to_owned(),
-            what,
-            remove,
-            harms,
-        });
-    };
+    let mut in_the_way = |what: String, remove: String| list.push(Leftover::of(product, true, what, remove));
     for (name, id) in &traces.processes {
         if fits_any(product.processes, name) {
-            note(
-                format!("{name} runs, process {id}"),
-                product.stop.to_owned(),
-                true,
-            );
+            in_the_way(format!("{name} runs, process {id}"), product.stop.to_owned());
         }
     }
     let files = product.files.iter().copied();
@@ -74,128 +63,96 @@ fn own(product: &Product, traces: &Traces) -> Vec<Leftover> {
         .filter(|file| traces.files.contains(Path::new(file)))
         .partition(|file| file.ends_with(".conflist"));
     for file in conflists {
-        note(format!("the conflist {file}"), format!("rm {file}"), true);
+        in_the_way(format!("the conflist {file}"), format!("rm {file}"));
     }
     for (tool, saved) in &traces.rules {
         let names = names_in_rules(product);
-        let own = saved
+        let lines = saved
             .lines()
             .filter(|line| names.iter().any(|name| line.contains(name)));
-        let (chains, rules): (Vec<_>, Vec<_>) = own.partition(|line| line.starts_with(':'));
+        let (chains, rules): (Vec<_>, Vec<_>) = lines.partition(|line| line.starts_with(':'));
         if !chains.is_empty() || !rules.is_empty() {
-            let what = format!(
-                "{} and {} of {tool}",
-                counted(chains.len(), "chain"),
-                counted(rules.len(), "rule")
+            let (chains, rules) = (counted(chains.len(), "chain"), counted(rules.len(), "rule"));
+            in_the_way(
+                format!("{chains} and {rules} of {tool}"),
+                without_rules(tool, &names),
             );
-            note(what, without_rules(tool, &names), true);
         }
     }
-    for table in traces
-        .tables
-        .iter()
-        .filter(|table| fits_any(product.tables, table))
-    {
-        note(
+    for table in fitting(&traces.tables, product.tables) {
+        in_the_way(
             format!("the nftables table {table}"),
             format!("nft delete table {table}"),
-            true,
         );
     }
-    for device in traces
-        .devices
-        .iter()
-        .filter(|name| fits_any(product.devices, name))
-    {
-        note(
-            format!("the device {device}"),
-            format!("ip link delete {device}"),
-            true,
-        );
+    for device in fitting(&traces.devices, product.devices) {
+        in_the_way(format!("the device {device}"), format!("ip link delete {device}"));
     }
-    if let Some(routes) = product.route_protocol.and_then(|number| routes(traces, number)) {
-        list.push(Leftover {
-            whose: product.name.to_owned(),
-            ..routes
-        });
+    if let Some((what, remove)) = product.route_protocol.and_then(|number| routes(traces, number)) {
+        in_the_way(what, remove);
     }
+    let mut litters = |what: String, remove: String| list.push(Leftover::of(product, false, what, remove));
     // Sets that rules name cannot be destroyed: after the chains.
-    let sets = traces
-        .sets
-        .iter()
-        .filter(|set| fits_any(product.sets, set))
-        .count();
-    let mut note = |what: String, remove: String| {
-        list.push(Leftover {
-            whose: product.name.to_owned(),
-            what,
-            remove,
-            harms: false,
-        });
-    };
+    let sets = fitting(&traces.sets, product.sets).count();
     if sets > 0 {
         let names: Vec<_> = product.sets.iter().map(|set| bare(set)).collect();
         let names = alternatives(&names);
-        note(
+        litters(
             counted(sets, "ipset"),
             format!("ipset list -n | grep -E '^{names}' | xargs -n 1 ipset destroy"),
         );
     }
     for file in litter {
-        note(file.to_owned(), format!("rm -r {file}"));
+        litters(file.to_owned(), format!("rm -r {file}"));
     }
     list
 }
 
 fn shared(product: &Product, traces: &Traces) -> Vec<Leftover> {
-    let leftover = |what: String, remove: String| Leftover {
-        whose: product.name.to_owned(),
-        what,
-        remove,
-        harms: true,
-    };
     let mut list = Vec::new();
+    let mut in_the_way = |what: String, remove: String| list.push(Leftover::of(product, true, what, remove));
     let shared = &product.shared;
-    for device in traces
-        .devices
-        .iter()
-        .filter(|name| fits_any(shared.devices, name))
-    {
-        list.push(leftover(
+    for device in fitting(&traces.devices, shared.devices) {
+        in_the_way(
             format!("the device {device}, which may be another's"),
             format!("ip link delete {device}"),
-        ));
+        );
     }
-    for device in traces
-        .addressed
-        .iter()
-        .filter(|name| fits_any(shared.addressed, name))
-    {
-        list.push(leftover(
+    for device in fitting(&traces.addressed, shared.addressed) {
+        in_the_way(
             format!("addresses of the device {device}"),
             format!("ip address flush dev {device} && ip link set {device} down"),
-        ));
+        );
     }
-    if let Some(routes) = shared.route_protocol.and_then(|number| routes(traces, number)) {
-        list.push(Leftover {
-            whose: product.name.to_owned(),
-            what: format!("{}, which may be another's", routes.what),
-            ..routes
-        });
+    if let Some((what, remove)) = shared.route_protocol.and_then(|number| routes(traces, number)) {
+        in_the_way(format!("{what}, which may be another's"), remove);
     }
     list
 }
 
-fn routes(traces: &Traces, protocol: u8) -> Option<Leftover> {
+impl Leftover {
+    fn of(product: &Product, harms: bool, what: String, remove: String) -> Self {
+        Self {
+            whose: product.name.to_owned(),
+            what,
+            remove,
+            harms,
+        }
+    }
+}
+
+/// Those that one of the patterns stands for.
+fn fitting<'a>(names: &'a BTreeSet<String>, patterns: &'a [&str]) -> impl Iterator<Item = &'a String> {
+    names.iter().filter(|name| fits_any(patterns, name))
+}
+
+/// What there is of such routes, and how they are removed.
+fn routes(traces: &Traces, protocol: u8) -> Option<(String, String)> {
     let count = *traces.routes.get(&protocol)?;
-    Some(Leftover {
-        whose: String::new(),
-        what: format!("{} of protocol {protocol}", counted(count, "route")),
-        remove: format!(
-            "ip route flush table all proto {protocol}; ip -6 route flush table all proto {protocol}"
-        ),
-        harms: true,
-    })
+    Some((
+        format!("{} of protocol {protocol}", counted(count, "route")),
+        format!("ip route flush table all proto {protocol}; ip -6 route flush table all proto {protocol}"),
+    ))
 }
 
 /// What its chains' names begin with, and its comments: in each of its rules there is one of them.

@@ -95,7 +95,7 @@ impl Figures {
         for (name, help, gauge) in [
             (
                 "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
-                "When the kernel last had all that was known",
+                "When a sync last went through",
                 &self.last_sync,
             ),
             (
@@ -142,7 +142,7 @@ impl Figures {
         self.last_queued.set(seconds_of(SystemTime::now()));
     }
 
-    /// The kernel has what is known; `all` of it was written, or what changed, in `took`.
+    /// A sync went through, of `all` Services or of those that changed, and took this long; single ones may have failed.
     pub fn synced(&self, all: bool, took: Duration) {
         let took = took.as_secs_f64();
         self.syncs.observe(took);
@@ -154,7 +154,7 @@ impl Figures {
         self.last_sync.set(seconds_of(SystemTime::now()));
     }
 
-    /// The kernel has what was changed in the cluster at these times, be it that there was nothing to write for it.
+    /// The kernel has all of what was changed in the cluster at these times, be it that there was nothing to write for it.
     pub fn programmed(&self, triggers: &[Timestamp]) {
         let now = Timestamp::now();
         for trigger in triggers {

@@ -1,5 +1,6 @@
 //! All objects of the cluster, folded from a datastore's events, and which Services each event touches.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
@@ -31,18 +32,24 @@ pub struct Cluster {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place(Kind, ObjectName);
 
-/// Which objects of `kind` are behind `place`: none, or those behind a name, or all.
-fn after(place: Option<&Place>, kind: Kind) -> Option<Option<&ObjectName>> {
+/// Where in the order of names the objects of `kind` behind `place` begin; nothing where none of them is.
+fn after(place: Option<&Place>, kind: Kind) -> Option<Bound<&ObjectName>> {
     match place {
         Some(Place(of, _)) if *of > kind => None,
-        Some(Place(of, name)) if *of == kind => Some(Some(name)),
-        _ => Some(None),
+        Some(Place(of, name)) if *of == kind => Some(Bound::Excluded(name)),
+        _ => Some(Bound::Unbounded),
     }
 }
 
-fn rest<K: Ord, V>(map: &BTreeMap<K, V>, after: Option<Option<K>>) -> impl Iterator<Item = (&K, &V)> {
-    let range =
-        after.map(|name| map.range((name.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)));
+fn rest<'a, K, Q, V>(
+    map: &'a BTreeMap<K, V>,
+    begin: Option<Bound<&Q>>,
+) -> impl Iterator<Item = (&'a K, &'a V)>
+where
+    K: Borrow<Q> + Ord,
+    Q: Ord + ?Sized,
+{
+    let range = begin.map(|begin| map.range((begin, Bound::Unbounded)));
     range.into_iter().flatten()
 }
 
@@ -147,38 +154,26 @@ impl Cluster {
     /// The objects behind a place in an order that does not change while objects come and go, each with its own place; all of them
     /// without one. Slices of one Service share a place.
     pub fn objects_after(&self, place: Option<&Place>) -> impl Iterator<Item = (Place, Object)> {
-        let nodes = rest(
-            &self.nodes,
-            after(place, Kind::Node).map(|name| name.map(|name| name.name.to_string())),
-        )
-        .map(|(name, node)| {
-            (
-                Place(Kind::Node, ObjectName::new("", name.as_str())),
-                Object::Node(node.clone()),
-            )
+        let of_nodes = after(place, Kind::Node).map(|begin| begin.map(|name| name.name.as_str()));
+        let nodes = rest(&self.nodes, of_nodes).map(|(name, node)| {
+            let place = Place(Kind::Node, ObjectName::new("", name.as_str()));
+            (place, Object::Node(node.clone()))
         });
-        let services = rest(
-            &self.services,
-            after(place, Kind::Service).map(Option::<&_>::cloned),
-        )
-        .map(|(name, service)| {
-            (
-                Place(Kind::Service, name.clone()),
-                Object::Service(service.clone()),
-            )
+        let services = rest(&self.services, after(place, Kind::Service)).map(|(name, service)| {
+            let place = Place(Kind::Service, name.clone());
+            (place, Object::Service(service.clone()))
         });
-        let slices = rest(
-            &self.slices,
-            after(place, Kind::EndpointSlice).map(Option::<&_>::cloned),
-        )
-        .flat_map(|(service, slices)| {
+        let of_slices = after(place, Kind::EndpointSlice);
+        let slices = rest(&self.slices, of_slices).flat_map(|(service, slices)| {
             slices.values().map(|slice| {
                 let place = Place(Kind::EndpointSlice, service.clone());
                 (place, Object::EndpointSlice(EndpointSlice::clone(slice)))
             })
         });
-        let pods = rest(&self.pods, after(place, Kind::Pod).map(Option::<&_>::cloned))
-            .map(|(name, pod)| (Place(Kind::Pod, name.clone()), Object::Pod(pod.clone())));
+        let pods = rest(&self.pods, after(place, Kind::Pod)).map(|(name, pod)| {
+            let place = Place(Kind::Pod, name.clone());
+            (place, Object::Pod(pod.clone()))
+        });
         nodes.chain(services).chain(slices).chain(pods)
     }
 
