@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use nix::sys::signal::Signal;
 use sluice_lab::pods::Pod;
 use sluice_lab::{Backend, Lab, Options, wait_until};
 use sluice_tests::{PATIENCE, addresses, everybody_reaches_everybody, problems, seen_as, serve_on_client};
@@ -93,6 +94,7 @@ fn over_vxlan_and_what_is_taken_away_comes_back() {
     let (lab, pods) = with_pods(Backend::Vxlan, 1);
     the_network_model_holds(&lab, &pods);
     what_is_taken_away_comes_back(&lab, &pods);
+    a_tunnel_that_another_keeps_from_being_made_is_told(&lab);
 }
 
 fn what_is_taken_away_comes_back(lab: &Lab, pods: &[Pod]) {
@@ -125,6 +127,25 @@ fn what_is_taken_away_comes_back(lab: &Lab, pods: &[Pod]) {
     }
     wait_until("all is well again", PATIENCE, || {
         everybody_reaches_everybody(lab, pods).map(|()| true)
+    })
+    .unwrap();
+}
+
+/// As on a node where flannel was: its device has the same number and port.
+fn a_tunnel_that_another_keeps_from_being_made_is_told(lab: &Lab) {
+    let node = lab.node("node1");
+    lab.kill_sluiced("node1", Signal::SIGSTOP).unwrap();
+    node.run(&["ip", "link", "del", "sluice-vxlan"]).unwrap();
+    let theirs = "ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning";
+    node.run(&theirs.split(' ').collect::<Vec<_>>()).unwrap();
+    lab.kill_sluiced("node1", Signal::SIGCONT).unwrap();
+    wait_until("what is in the way is told", PATIENCE, || {
+        Ok(problems(lab, "node1")?.contains("another vxlan device here has that vni and port: remove it"))
+    })
+    .unwrap();
+    node.run(&["ip", "link", "del", "flannel.1"]).unwrap();
+    wait_until("the tunnel is back and all is well", PATIENCE, || {
+        Ok(tunnels(lab, "node1").contains(&"sluice-vxlan".to_owned()) && problems(lab, "node1")? == "[]")
     })
     .unwrap();
 }

@@ -125,11 +125,16 @@ async fn create(kernel: &Kernel, spec: &Spec) -> anyhow::Result<u32> {
         .add(message)
         .execute()
         .await
-        .with_context(|| {
-            format!(
+        .map_err(|error| {
+            let taken = matches!(&error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -libc::EEXIST);
+            let made = format!(
                 "making the tunnel device {} (vni {}, port {}, from {})",
                 spec.name, spec.vni, spec.port, spec.local
-            )
+            );
+            let advice = "; another vxlan device here has that vni and port: remove it (ip -d link show type vxlan), or \
+                          set network.vxlan.vni on all nodes";
+            let advice = if taken { advice } else { "" };
+            anyhow::Error::new(error).context(format!("{made}{advice}"))
         })?;
     let link = find(kernel, &spec.name)
         .await?
