@@ -108,7 +108,8 @@ pub fn changed(shape: Shape, service: u32, round: usize) -> Result<(Event, Socke
     Ok((event, SocketAddrV4::new(newcomer, 8080)))
 }
 
-fn objects(text: &str) -> Result<Vec<Event>> {
+/// What Kubernetes YAML says, as a datastore would tell it.
+pub fn objects(text: &str) -> Result<Vec<Event>> {
     match wire::parse(text).map_err(|error| anyhow!("{text}: {error}"))? {
         Document::Objects { objects, .. } => Ok(objects.into_iter().map(Event::Upsert).collect()),
         Document::Other => bail!("{text}: nothing of Sluice's"),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 /// One figure, as it goes to the file.
@@ -86,6 +87,21 @@ pub fn write(folder: &Path, name: &str, figures: &[Figure]) -> Result<PathBuf> {
         .and_then(|()| fs::write(&path, text + "\n"))
         .with_context(|| format!("writing {}", path.display()))?;
     Ok(path)
+}
+
+/// Lines of text in columns; numbers, which are in all but the first, stand to the right.
+pub fn table<C: Into<String>>(
+    header: impl IntoIterator<Item = C>,
+    rows: impl IntoIterator<Item = Vec<String>>,
+) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(header.into_iter().map(Into::into).collect::<Vec<String>>());
+    table.add_rows(rows);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What is done over a path, one connection at a time.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,13 +9,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::hosts::Host;
+use crate::hosts::Host;
 
 /// Where servers listen.
-const PORT: u16 = 7000;
+pub const PORT: u16 = 7000;
 const CHUNK: usize = 128 * 1024;
 /// How long an answer may take before the path counts as broken.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What went over a path.
+#[derive(Debug, Clone, Default)]
+pub struct Rate {
+    /// In the load's [unit](Load::unit).
+    pub value: f64,
+    /// What each took, in no order; none of a stream.
+    pub took: Vec<Duration>,
+}
 
 /// A kind of load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,14 +58,27 @@ impl Load {
         if self == Self::Stream { "Gbit/s" } else { "1/s" }
     }
 
-    /// How much goes from `client` to `to`, where `server` is, in about `length`.
-    pub fn measure(self, client: &Host, server: &Host, to: SocketAddr, length: Duration) -> Result<f64> {
-        let to = SocketAddr::new(to.ip(), PORT);
+    /// A value and its ratio to another, for tables.
+    pub fn shown(self, value: f64, ratio: f64) -> String {
+        let digits = usize::from(self == Self::Stream);
+        format!("{value:.digits$} ({ratio:.2})")
+    }
+
+    /// How much goes from `client` to `to` in about `length`, where that leads to [`PORT`] of `server` at `listens`.
+    pub fn measure(
+        self,
+        client: &Host,
+        server: &Host,
+        listens: IpAddr,
+        to: SocketAddr,
+        length: Duration,
+    ) -> Result<Rate> {
+        let listens = SocketAddr::new(listens, PORT);
         let over = Arc::new(AtomicBool::new(false));
         let (ready, listening) = std::sync::mpsc::channel();
         let (until, tell) = (Arc::clone(&over), ready);
         let serving = server.start(move || {
-            self.serve(to, &until, move || {
+            self.serve(listens, &until, move || {
                 // Somebody waits for it, or the bench has ended.
                 let _ = tell.send(());
             })
@@ -120,44 +142,39 @@ impl Load {
         }
     }
 
-    fn ask(self, to: SocketAddr, length: Duration) -> Result<f64> {
+    fn ask(self, to: SocketAddr, length: Duration) -> Result<Rate> {
         let mut byte = [7];
-        let mut count = 0_u64;
-        let began = Instant::now();
         match self {
             Self::Requests => {
                 let mut stream = connect(to)?;
-                while began.elapsed() < length {
+                again(length, || {
                     stream.write_all(&byte)?;
-                    stream.read_exact(&mut byte)?;
-                    count += 1;
-                }
+                    Ok(stream.read_exact(&mut byte)?)
+                })
             }
-            Self::Connections => {
-                while began.elapsed() < length {
-                    let mut stream = connect(to)?;
-                    stream.write_all(&byte)?;
-                    stream.read_exact(&mut byte)?;
-                    // Ends with a reset, so that no port is held by its past (TIME_WAIT).
-                    let now = nix::libc::linger {
-                        l_onoff: 1,
-                        l_linger: 0,
-                    };
-                    setsockopt(&stream, sockopt::Linger, &now)?;
-                    count += 1;
-                }
-            }
+            Self::Connections => again(length, || {
+                let mut stream = connect(to)?;
+                stream.write_all(&byte)?;
+                stream.read_exact(&mut byte)?;
+                // Ends with a reset, so that no port is held by its past (TIME_WAIT).
+                let now = nix::libc::linger {
+                    l_onoff: 1,
+                    l_linger: 0,
+                };
+                Ok(setsockopt(&stream, sockopt::Linger, &now)?)
+            }),
             Self::Datagrams => {
                 let socket = UdpSocket::bind("0.0.0.0:0")?;
                 socket.set_read_timeout(Some(PATIENCE))?;
                 socket.connect(to)?;
-                while began.elapsed() < length {
+                again(length, || {
                     socket.send(&byte)?;
                     socket.recv(&mut byte)?;
-                    count += 1;
-                }
+                    Ok(())
+                })
             }
             Self::Stream => {
+                let began = Instant::now();
                 let mut stream = connect(to)?;
                 let chunk = vec![0; CHUNK];
                 while began.elapsed() < length {
@@ -167,11 +184,30 @@ impl Load {
                 let mut received = [0; 8];
                 stream.read_exact(&mut received)?;
                 let bits = u64::from_ne_bytes(received) as f64 * 8.0;
-                return Ok(bits / began.elapsed().as_secs_f64() / 1e9);
+                Ok(Rate {
+                    value: bits / began.elapsed().as_secs_f64() / 1e9,
+                    took: Vec::new(),
+                })
             }
         }
-        Ok(count as f64 / began.elapsed().as_secs_f64())
     }
+}
+
+/// Does it again and again for `length`.
+fn again(length: Duration, mut once: impl FnMut() -> Result<()>) -> Result<Rate> {
+    let mut took = Vec::new();
+    let began = Instant::now();
+    let mut last = began;
+    while last - began < length {
+        once()?;
+        let now = Instant::now();
+        took.push(now - last);
+        last = now;
+    }
+    Ok(Rate {
+        value: took.len() as f64 / (last - began).as_secs_f64(),
+        took,
+    })
 }
 
 fn connect(to: SocketAddr) -> Result<TcpStream> {

@@ -6,17 +6,27 @@
 mod bare;
 #[cfg(feature = "dataplane")]
 mod cgroup;
+#[cfg(feature = "dataplane")]
+mod chains;
+#[cfg(feature = "dataplane")]
+mod cluster;
 mod cni;
 #[cfg(feature = "dataplane")]
 mod datastore;
 mod figures;
 #[cfg(feature = "dataplane")]
+mod hosts;
+#[cfg(feature = "dataplane")]
 mod kernel;
+#[cfg(feature = "dataplane")]
+mod load;
 mod namespaces;
 #[cfg(feature = "dataplane")]
 mod path;
 #[cfg(feature = "dataplane")]
 mod program;
+#[cfg(feature = "dataplane")]
+mod service;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -78,6 +88,16 @@ enum Bench {
         #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
         results: PathBuf,
     },
+    /// Through Services, of which there are few and many, beside rules of kube-proxy's shape
+    #[cfg(feature = "dataplane")]
+    Service {
+        /// Short runs and few Services, to see that it works
+        #[arg(long)]
+        quick: bool,
+        /// Where the figures go, as service.json
+        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
+        results: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -98,6 +118,8 @@ fn main() -> ExitCode {
         Bench::Datastore { quick, results } => datastore::run(quick, &results),
         #[cfg(feature = "dataplane")]
         Bench::Program { quick, results } => program::run(quick, &results),
+        #[cfg(feature = "dataplane")]
+        Bench::Service { quick, results } => service::run(quick, &results),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

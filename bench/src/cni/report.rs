@@ -1,10 +1,8 @@
 //! What was measured, as a table and as figures.
 
-use comfy_table::{CellAlignment, Table, presets};
-
 use super::HEAP;
 use super::measure::{All, Measured};
-use crate::figures::{Figure, Samples};
+use crate::figures::{self, Figure, Samples};
 
 /// Which of a contender's samples.
 type Choice = fn(&Measured) -> &Samples;
@@ -77,11 +75,9 @@ pub fn figures(all: &All) -> Vec<Figure> {
 
 /// A column per contender; in brackets, how many times the limit.
 pub fn table(all: &All) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
     let names = all.contenders.iter().map(|measured| measured.name.to_owned());
-    table.set_header(std::iter::once("ms (× bare)".to_owned()).chain(names));
-    for kind in kinds(all) {
+    let header = std::iter::once("ms (× bare)".to_owned()).chain(names);
+    let rows = kinds(all).into_iter().map(|kind| {
         let value = |measured: &Measured| (kind.samples)(measured).quantile(kind.part);
         let limit = all.contenders.first().and_then(value);
         let cells = all
@@ -93,12 +89,9 @@ pub fn table(all: &All) -> String {
                 (Some(value), _) => format!("{value:.2}"),
                 (None, _) => String::new(),
             });
-        table.add_row(std::iter::once(kind.name.clone()).chain(cells));
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    let mut text = table.to_string();
+        std::iter::once(kind.name.clone()).chain(cells).collect()
+    });
+    let mut text = figures::table(header, rows);
     for (name, samples) in &all.pools {
         if let (Some(median), Some(p99)) = (samples.quantile(0.5), samples.quantile(0.99)) {
             text += &format!(

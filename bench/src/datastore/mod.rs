@@ -10,7 +10,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use comfy_table::{CellAlignment, Table, presets};
 use sluice_lab::load::{self, Change, Size};
 use sluice_lab::{Datastore, Families, Lab, Options, ProxyMode, api};
 
@@ -239,9 +238,7 @@ fn figures(measured: &Measured) -> Vec<Figure> {
 }
 
 fn table(all: &[Measured]) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
+    let header = [
         "from a kube-apiserver",
         "start to kernel, ms",
         "memory peak, MiB",
@@ -251,11 +248,11 @@ fn table(all: &[Measured]) -> String {
         "in the kernel, ms p50",
         "p99",
         "CPU at 100/s, %",
-    ]);
-    for measured in all {
+    ];
+    let rows = all.iter().map(|measured| {
         let shown_ms = |value: Option<f64>| value.map(|value| format!("{value:.2}")).unwrap_or_default();
         let mebibytes = |kilobytes: u64| format!("{:.1}", kilobytes as f64 / 1024.0);
-        table.add_row([
+        vec![
             shown(measured.size),
             shown_ms(measured.in_sync.quantile(0.5)),
             mebibytes(measured.peak),
@@ -265,10 +262,7 @@ fn table(all: &[Measured]) -> String {
             shown_ms(measured.change.quantile(0.5)),
             shown_ms(measured.change.quantile(0.99)),
             format!("{:.1}", 100.0 * measured.cpu),
-        ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table.to_string()
+        ]
+    });
+    figures::table(header, rows)
 }

@@ -2,22 +2,20 @@
 //!
 //! Client, server and all in between share one CPU: what is measured is what the path costs, not how well it spreads.
 
-mod hosts;
-mod load;
 mod stage;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use comfy_table::{CellAlignment, Table, presets};
 use indicatif::ProgressBar;
 
-use self::load::Load;
 use self::stage::{Carrier, Stage, Where};
 use crate::cgroup::Cgroup;
 use crate::figures::{self, Figure};
+use crate::load::{Load, PORT};
 
 /// Each with what it is compared with.
 const PATHS: [(Where, &[Carrier], Carrier); 2] = [
@@ -64,8 +62,17 @@ pub fn run(quick: bool, results: &Path) -> Result<()> {
     for _ in 0..rounds {
         for load in Load::ALL {
             for (place, carrier, stage) in &stages {
-                let value = load.measure(&stage.client, &stage.server, stage.to, length)?;
-                measured.entry((*place, load, *carrier)).or_default().push(value);
+                let rate = load.measure(
+                    &stage.client,
+                    &stage.server,
+                    stage.to,
+                    SocketAddr::new(stage.to, PORT),
+                    length,
+                )?;
+                measured
+                    .entry((*place, load, *carrier))
+                    .or_default()
+                    .push(rate.value);
                 progress.inc(1);
             }
         }
@@ -116,28 +123,19 @@ fn figures(measured: &BTreeMap<Key, Vec<f64>>) -> Vec<Figure> {
 }
 
 fn table(measured: &BTreeMap<Key, Vec<f64>>) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    let loads = Load::ALL.map(|load| format!("{}, {}", load.name(), load.unit()));
-    table.set_header([vec!["median (ratio)".to_owned()], loads.to_vec()].concat());
+    let mut header = vec!["median (ratio)".to_owned()];
+    header.extend(Load::ALL.map(|load| format!("{}, {}", load.name(), load.unit())));
+    let mut rows = Vec::new();
     for (place, carriers, with) in PATHS {
         for carrier in carriers {
             let mut row = vec![format!("{}, {}", place_name(place), carrier.name())];
             for load in Load::ALL {
                 let of = |carrier| measured.get(&(place, load, carrier)).map(|values| median(values));
                 let value = of(*carrier).unwrap_or_default();
-                let ratio = value / of(with).unwrap_or(value);
-                row.push(if load == Load::Stream {
-                    format!("{value:.1} ({ratio:.2})")
-                } else {
-                    format!("{value:.0} ({ratio:.2})")
-                });
+                row.push(load.shown(value, value / of(with).unwrap_or(value)));
             }
-            table.add_row(row);
+            rows.push(row);
         }
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table.to_string()
+    figures::table(header, rows)
 }

@@ -1,6 +1,6 @@
 //! The paths: two pods each, on one node or on two, and what is in between.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
 use sluice_daemon::mounts;
@@ -8,8 +8,8 @@ use sluice_daemon::network::pods::PodDevice;
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
 use sluice_daemon::proxy::{Proxy, Surroundings};
 
-use super::hosts::{Host, tool};
 use crate::cgroup::Cgroup;
+use crate::hosts::{Host, tool};
 
 const A: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 const B: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 3);
@@ -59,7 +59,7 @@ pub struct Stage {
     /// Who answers.
     pub server: Host,
     /// Where.
-    pub to: SocketAddr,
+    pub to: IpAddr,
     _nodes: Vec<Host>,
 }
 
@@ -95,7 +95,7 @@ impl Stage {
         Ok(Self {
             client,
             server,
-            to: SocketAddr::new(IpAddr::V4(to), 0),
+            to: to.into(),
             _nodes: nodes,
         })
     }
@@ -108,7 +108,7 @@ impl Stage {
         Ok(Self {
             client,
             server,
-            to: SocketAddr::new(IpAddr::V4(B), 0),
+            to: B.into(),
             _nodes: Vec::new(),
         })
     }
@@ -139,7 +139,7 @@ fn dress(
         Carrier::Slow | Carrier::Fast => {
             mounts::ensure_bpffs()?;
             let mut proxy = EbpfProxy::open(&Options {
-                cgroup,
+                cgroup: Some(cgroup),
                 pins: Options::PINS.into(),
                 pods: PodNamespaces::none(),
             })?;

@@ -4,7 +4,6 @@
 //! maps for what comes of it. The limit is the same entries written one after the other by a program that has nothing
 //! else to do.
 
-mod cluster;
 mod netfilter;
 mod node;
 
@@ -12,11 +11,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use comfy_table::{CellAlignment, Table, presets};
 use sluice_daemon::datastore::Event;
 
-use self::cluster::Shape;
 use self::netfilter::Way;
+use crate::cluster::{self, Shape};
 use crate::figures::{self, Figure, Samples};
 use crate::kernel::Kernel;
 
@@ -187,61 +185,53 @@ fn netfilter_figures(measured: &netfilter::Measured) -> Vec<Figure> {
     .collect()
 }
 
+fn shown(value: Option<f64>) -> String {
+    value.map(|value| format!("{value:.3}")).unwrap_or_default()
+}
+
 fn netfilter_table(all: &[netfilter::Measured]) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
+    let header = [
         "ms",
         "a chain for each: from nothing",
         "one change, median",
         "sluice: from nothing",
         "one change, median",
         "p99",
-    ]);
-    for measured in all {
-        let shown = |value: Option<f64>| value.map(|value| format!("{value:.3}")).unwrap_or_default();
-        table.add_row([
+    ];
+    let rows = all.iter().map(|measured| {
+        vec![
             format!("{}, {}", measured.shape, measured.way),
             shown(measured.chains_all.quantile(0.5)),
             shown(measured.chains_change.quantile(0.5)),
             shown(measured.all.quantile(0.5)),
             shown(measured.change.quantile(0.5)),
             shown(measured.change.quantile(0.99)),
-        ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table.to_string()
+        ]
+    });
+    figures::table(header, rows)
 }
 
 fn table(all: &[Measured]) -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header([
+    let header = [
         "ms",
         "bare map writes",
         "from nothing (× bare)",
         "one change, median",
         "p99",
-    ]);
-    for measured in all {
-        let shown = |value: Option<f64>| value.map(|value| format!("{value:.3}")).unwrap_or_default();
+    ];
+    let rows = all.iter().map(|measured| {
         let (bare, from_nothing) = (measured.bare.quantile(0.5), measured.all.quantile(0.5));
         let beside = match (from_nothing, bare) {
             (Some(value), Some(bare)) => format!("{value:.1} ({:.1})", value / bare),
             _ => String::new(),
         };
-        table.add_row([
+        vec![
             measured.shape.to_string(),
             shown(bare),
             beside,
             shown(measured.change.quantile(0.5)),
             shown(measured.change.quantile(0.99)),
-        ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table.to_string()
+        ]
+    });
+    figures::table(header, rows)
 }

@@ -14,8 +14,8 @@ use sluice_daemon::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
 use sluice_daemon::{mounts, network};
 use tokio::sync::mpsc;
 
-use super::cluster::{NODE, NODE_ADDRESS};
 use crate::cgroup::Cgroup;
+use crate::cluster::{NODE, NODE_ADDRESS};
 use crate::namespaces;
 
 /// What the datastore says.
@@ -54,7 +54,7 @@ fn run<T: Send>(cgroup: &Cgroup, drive: impl FnOnce(&Events, &Path) -> Result<T>
         ..Config::default()
     };
     let proxy = EbpfProxy::open(&Options {
-        cgroup: cgroup.path().to_owned(),
+        cgroup: Some(cgroup.path().to_owned()),
         pins: Options::PINS.into(),
         pods: PodNamespaces::none(),
     })?;
