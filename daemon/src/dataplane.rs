@@ -6,12 +6,13 @@ use anyhow::{Context, Result};
 use ipnetwork::IpNetwork;
 
 use crate::config::ProxyMode;
-use crate::mounts;
 use crate::proxy::Proxy;
 use crate::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
 use crate::proxy::iptables::IptablesProxy;
 use crate::proxy::netfilter::{conntrack, loopback, wire::Netfilter};
 use crate::proxy::nftables::NftablesProxy;
+use crate::trial;
+use crate::{memory, mounts};
 
 /// The dataplane that `mode` asks for, and why it is this one; `pods` lists the network namespaces of this node's pods.
 ///
@@ -54,7 +55,7 @@ pub fn open(
 fn first_that_works(
     pods: impl Fn() -> Vec<PathBuf> + Send + Sync + 'static,
 ) -> Result<(Box<dyn Proxy>, String)> {
-    let ebpf = match ebpf(pods) {
+    let ebpf = match tried().and_then(|()| ebpf(pods)) {
         Ok(proxy) => return Ok((Box::new(proxy), "the first that works here".to_owned())),
         Err(error) => format!("eBPF does not work here: {error:#}"),
     };
@@ -67,10 +68,27 @@ fn first_that_works(
     Ok((Box::new(proxy), nftables))
 }
 
+/// Whether eBPF carries a packet here. One that a former daemon left does so all the time.
+fn tried() -> Result<()> {
+    if Path::new(Options::PINS).exists() {
+        return Ok(());
+    }
+    let tried = trial::ebpf();
+    memory::give_back();
+    match tried {
+        Ok(result) => result.context("in a trial"),
+        // What is wrong then will turn out when it is put to work.
+        Err(error) => {
+            tracing::debug!("eBPF cannot be tried before it is put to work: {error:#}");
+            Ok(())
+        }
+    }
+}
+
 fn ebpf(pods: impl Fn() -> Vec<PathBuf> + Send + Sync + 'static) -> Result<EbpfProxy> {
     mounts::ensure_bpffs()?;
     EbpfProxy::open(&Options {
-        cgroup: mounts::cgroup2()?,
+        cgroup: Some(mounts::cgroup2()?),
         pins: Options::PINS.into(),
         pods: PodNamespaces::new(pods),
     })

@@ -25,6 +25,7 @@ pub mod proxy;
 pub mod reconcile;
 pub mod removals;
 pub mod state;
+pub mod trial;
 pub mod watch;
 pub mod xtables;
 pub mod yaml;

@@ -1,6 +1,6 @@
 //! `sluicectl doctor`: whether this host can run Sluice, what others left on it, and how Sluice does where it runs. Needs no daemon.
 //!
-//! [`trial`] tries the kernel, [`traces`] looks at the host, [`leftovers`] judges that; here the answers are gathered.
+//! [`trial`](crate::trial) tries the kernel, [`traces`] looks at the host, [`leftovers`] judges that; here the answers are gathered.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,17 +11,16 @@ use sluice_cni::names::{CONFLIST, NODE_FILE, PLUGIN, PLUGIN_FOLDER};
 use sluice_cni::node_file::NodeFile;
 
 use self::leftovers::Leftover;
-use self::trial::Trial;
 use crate::address::OptionalAddress;
 use crate::admin::report::Status;
-use crate::config::{Config, ProxyMode};
+use crate::config::{Config, NetworkBackend, ProxyMode};
 use crate::host;
 use crate::host::products::{KUBE_PROXY, PRODUCTS};
 use crate::network::sysctl;
+use crate::trial::{self, Trial};
 
 pub mod leftovers;
 pub mod traces;
-pub mod trial;
 
 /// What was found. Field names are the API of `sluicectl doctor -o json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +91,7 @@ pub fn examine(config: Result<Config, String>, daemon: Option<Status>) -> Report
     let mut report = Report::default();
     let read = config.as_ref().map_or_else(|_| Config::default(), Clone::clone);
     let mode = read.proxy.mode;
-    kernel(&mut report, mode);
+    kernel(&mut report, &read);
     host_itself(&mut report, &read, daemon.is_some());
     sluice(&mut report, config.err(), daemon);
     let (traces, unseen) = traces::look();
@@ -107,24 +106,19 @@ pub fn examine(config: Result<Config, String>, daemon: Option<Status>) -> Report
     report
 }
 
-fn kernel(report: &mut Report, mode: ProxyMode) {
+fn kernel(report: &mut Report, config: &Config) {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     report.note(Area::Kernel, Verdict::Ok, format!("Linux {}", release.trim()));
     match trial::run() {
-        Ok(trial) => judge(report, &trial, mode),
+        Ok(trial) => judge(report, &trial, config),
         Err(error) => report.unseen.push(format!("the kernel's features: {error:#}")),
     }
 }
 
-fn judge(report: &mut Report, trial: &Trial, mode: ProxyMode) {
-    let ebpf = trial.ebpf.as_ref();
-    let works = [
-        ebpf.is_none_or(Result::is_ok),
-        trial.nftables.is_ok(),
-        trial.iptables.is_ok(),
-    ];
+fn judge(report: &mut Report, trial: &Trial, config: &Config) {
+    let works = [trial.ebpf.is_ok(), trial.nftables.is_ok(), trial.iptables.is_ok()];
     // Which has to work.
-    let wanted = match mode {
+    let wanted = match config.proxy.mode {
         ProxyMode::Off => [false; 3],
         ProxyMode::Ebpf => [true, false, false],
         ProxyMode::Nftables => [false, true, false],
@@ -149,17 +143,13 @@ fn judge(report: &mut Report, trial: &Trial, mode: ProxyMode) {
         plainly(&trial.limits),
         false,
     );
-    tried("the overlay (vxlan)", plainly(&trial.vxlan), false);
-    if let Some(ebpf) = ebpf {
-        tried("Services in eBPF", plainly(ebpf), wanted[0]);
-    }
+    // With `auto` nodes on one link do without.
+    let overlay = config.network.backend == NetworkBackend::Vxlan;
+    tried("the overlay (vxlan)", plainly(&trial.vxlan), overlay);
+    tried("Services in eBPF", plainly(&trial.ebpf), wanted[0]);
     tried("Services in nftables", plainly(&trial.nftables), wanted[1]);
     let iptables = trial.iptables.as_ref().map(String::as_str);
     tried("Services in iptables", iptables, wanted[2]);
-    if ebpf.is_none() {
-        let why = "Services in eBPF: this is a container without a cgroup to try them in; run sluicectl on the host itself";
-        report.unseen.push(why.to_owned());
-    }
 }
 
 fn host_itself(report: &mut Report, config: &Config, runs: bool) {

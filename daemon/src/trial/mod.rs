@@ -1,10 +1,10 @@
 //! Tries on this kernel what Sluice needs of it, in namespaces of its own that vanish with the thread: nothing of the host's changes
 //! but that its kernel may load a module.
 
-use std::fs::{self, File};
-use std::io;
+mod ebpf;
+
+use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
@@ -19,8 +19,6 @@ use sluice_cni::requests::{self, End};
 use sluice_cni::shaping;
 use sluice_ipam::Attachment;
 
-use crate::mounts;
-use crate::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
 use crate::proxy::iptables::IptablesProxy;
 use crate::proxy::nftables::NftablesProxy;
 
@@ -33,9 +31,8 @@ pub struct Trial {
     pub limits: Result<()>,
     /// The overlay's device.
     pub vxlan: Result<()>,
-    /// Services in eBPF: all programs pass the verifier and are attached. Nothing where no cgroup can be made to try them in, as in
-    /// a container.
-    pub ebpf: Option<Result<()>>,
+    /// Services in eBPF, with a packet to one and its answer.
+    pub ebpf: Result<()>,
     /// Services in nftables.
     pub nftables: Result<()>,
     /// Services in iptables; with the flavour.
@@ -47,18 +44,30 @@ pub struct Trial {
 /// # Errors
 /// Namespaces of its own are refused.
 pub fn run() -> Result<Trial> {
+    in_own_namespaces(|| Trial {
+        pods: pods(),
+        limits: limits(),
+        vxlan: vxlan(),
+        ebpf: ebpf::run().flatten(),
+        nftables: NftablesProxy::open().map(drop),
+        iptables: IptablesProxy::open().map(|proxy| proxy.flavour().to_owned()),
+    })
+}
+
+/// Tries Services in eBPF alone; says what came of it.
+///
+/// # Errors
+/// What keeps it from being tried, which need not keep it from working.
+pub fn ebpf() -> Result<Result<()>> {
+    in_own_namespaces(ebpf::run)?
+}
+
+fn in_own_namespaces<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let trial = thread::Builder::new()
         .name("trial".to_owned())
         .spawn(|| {
             enter_own_namespaces().context("making namespaces to try the kernel in; are you root?")?;
-            Ok(Trial {
-                pods: pods(),
-                limits: limits(),
-                vxlan: vxlan(),
-                ebpf: ebpf(),
-                nftables: NftablesProxy::open().map(drop),
-                iptables: IptablesProxy::open().map(|proxy| proxy.flavour().to_owned()),
-            })
+            Ok(what())
         })
         .context("starting a thread")?;
     trial
@@ -76,7 +85,7 @@ fn enter_own_namespaces() -> Result<()> {
 
 /// The pod of these trials.
 fn attachment() -> Result<Attachment> {
-    Ok(Attachment::new("sluice-doctor", "eth0")?)
+    Ok(Attachment::new("sluice-trial", "eth0")?)
 }
 
 fn pods() -> Result<()> {
@@ -124,54 +133,4 @@ fn vxlan() -> Result<()> {
         tolerated: &[],
     }])?;
     Ok(())
-}
-
-/// With a cgroup that nobody is in, and a bpf file system that nobody else sees.
-fn ebpf() -> Option<Result<()>> {
-    match mounts::cgroup2().and_then(|root| Cgroup::make(&root)) {
-        Ok(None) => None,
-        Ok(Some(cgroup)) => Some(ebpf_at(&cgroup)),
-        Err(error) => Some(Err(error)),
-    }
-}
-
-fn ebpf_at(cgroup: &Cgroup) -> Result<()> {
-    mount(
-        Some("bpf"),
-        mounts::BPFFS,
-        Some("bpf"),
-        MsFlags::empty(),
-        None::<&str>,
-    )
-    .with_context(|| format!("mounting a bpf file system on {}", mounts::BPFFS))?;
-    let options = Options {
-        cgroup: cgroup.0.clone(),
-        pins: Path::new(mounts::BPFFS).join("trial"),
-        pods: PodNamespaces::none(),
-    };
-    EbpfProxy::open(&options)?;
-    // The programs at sockets let go of the cgroup.
-    EbpfProxy::remove(&options.pins)
-}
-
-/// An empty cgroup, removed with this.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    /// Nothing where the tree is read-only.
-    fn make(root: &Path) -> Result<Option<Self>> {
-        let path = root.join(format!("sluice-doctor.{}", std::process::id()));
-        match fs::create_dir(&path) {
-            Ok(()) => Ok(Some(Self(path))),
-            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("making the cgroup {}", path.display())),
-        }
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // Best effort; an empty cgroup does nothing.
-        let _ = fs::remove_dir(&self.0);
-    }
 }

@@ -96,7 +96,7 @@ pub fn on_node(test: impl FnOnce(&Node) + Send) {
     let directory = tempfile::tempdir().unwrap();
     let node = Node {
         options: Options {
-            cgroup: cgroup.0.clone(),
+            cgroup: Some(cgroup.0.clone()),
             pins: directory.path().join("bpf/sluice"),
             pods: PodNamespaces::none(),
         },

@@ -18,7 +18,7 @@ pub struct Neighbour {
 impl Neighbour {
     /// A host with nothing but loopback.
     pub fn new(node: &super::Node) -> Self {
-        let cgroup = node.options.cgroup.clone();
+        let cgroup = node.options.cgroup.clone().unwrap();
         let (tasks, received) = channel::<Task>();
         let (ready, started) = channel();
         let thread = std::thread::spawn(move || {

@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -56,8 +56,8 @@ use crate::state::service_port::{ServicePort, ServicePortKey};
 /// Where the backend lives.
 #[derive(Clone)]
 pub struct Options {
-    /// The cgroup v2 directory whose sockets are served, those of all cgroups below included.
-    pub cgroup: PathBuf,
+    /// The cgroup v2 directory whose sockets are served, those of all cgroups below included; none are if there is none.
+    pub cgroup: Option<PathBuf>,
     /// The directory, on a bpf file system, that holds its pins and nothing else.
     pub pins: PathBuf,
     /// The pods whose sockets are served beside the host's own.
@@ -103,7 +103,9 @@ impl EbpfProxy {
         let loaded = object::load(&maps)?;
         let mut tables = loaded.tables;
         let services = Services::read(&mut tables)?;
-        attach_sockets(options, &loaded.sockets)?;
+        if let Some(cgroup) = &options.cgroup {
+            attach_sockets(cgroup, &options.pins, &loaded.sockets)?;
+        }
         Ok(Self {
             tables,
             services,
@@ -179,20 +181,19 @@ fn pod_networks(networks: &[IpNetwork]) -> [Network; POD_NETWORKS] {
     known
 }
 
-fn attach_sockets(options: &Options, programs: &[std::os::fd::OwnedFd]) -> Result<()> {
-    let cgroup = fs::File::open(&options.cgroup)
-        .with_context(|| format!("opening the cgroup {}", options.cgroup.display()))?;
+fn attach_sockets(path: &Path, pins: &Path, programs: &[OwnedFd]) -> Result<()> {
+    let cgroup = fs::File::open(path).with_context(|| format!("opening the cgroup {}", path.display()))?;
     // A cgroup's id is its directory's inode number (kernel/cgroup/cgroup.c: cgroup_id is kernfs_node.id).
     let id = cgroup
         .metadata()
-        .with_context(|| format!("asking about {}", options.cgroup.display()))?
+        .with_context(|| format!("asking about {}", path.display()))?
         .ino();
-    let directory = options.pins.join("sockets");
+    let directory = pins.join("sockets");
     fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
     for ((name, hook), program) in object::SOCKET_PROGRAMS.iter().zip(programs) {
         let target = link::Target::Cgroup(cgroup.as_fd(), id);
         link::ensure(&directory.join(name), program.as_fd(), target, *hook)
-            .with_context(|| format!("is {} a cgroup v2 directory?", options.cgroup.display()))?;
+            .with_context(|| format!("is {} a cgroup v2 directory?", path.display()))?;
     }
     Ok(())
 }

@@ -22,6 +22,10 @@ use crate::state::service_port::{FrontendKind, Scope, ServicePort, ServicePortKe
 
 type Desired = BTreeMap<ServicePortKey, ServicePort>;
 
+/// New sets that go to the kernel together: the most of what a call costs is shared by then, and what is gathered for it
+/// stays small beside the sets.
+const CREATED_AT_ONCE: usize = 512;
+
 /// A set and the frontends that lead to it, as the kernel has them.
 #[derive(Debug)]
 struct Entry {
@@ -186,43 +190,37 @@ impl Services {
     pub fn sync(&mut self, tables: &mut Tables, desired: &Desired, dirty: &Dirty) -> (SyncReport, Upheaval) {
         let mut report = SyncReport::default();
         let mut upheaval = Upheaval::default();
-        let keys = self.keys(desired, dirty);
-        for key in &keys {
-            if let Some(port) = desired.get(key) {
-                self.take_up(key, port);
-            }
+        let (wanted, unwanted) = self.looked_at(desired, dirty);
+        for (key, port) in &wanted {
+            self.take_up(key, port);
         }
         self.retry.clear();
-        self.create_sets(tables, &keys, desired);
+        self.create_sets(tables, &wanted);
         // What others may rely on is made before what is stale goes, so that an address which moves from one Service to
         // another leads somewhere throughout; scope Cluster comes before Local, which may use it.
-        let mut changed = BTreeSet::new();
-        for key in &keys {
-            let Some(port) = desired.get(key) else { continue };
+        let mut changed = vec![false; wanted.len()];
+        for ((key, port), changed) in wanted.iter().zip(&mut changed) {
             match self.set(tables, key, port, desired, &mut upheaval) {
-                Ok(true) => _ = changed.insert(key),
-                Ok(false) => {}
-                Err(error) => report.failed.push((key.clone(), format!("{error:#}"))),
+                Ok(now) => *changed |= now,
+                Err(error) => report.failed.push(((*key).clone(), format!("{error:#}"))),
             }
         }
-        for key in &keys {
-            let Some(port) = desired.get(key) else { continue };
+        for ((key, port), changed) in wanted.iter().zip(&mut changed) {
             match self.remove_stale(tables, key, port, &mut upheaval) {
-                Ok(true) => _ = changed.insert(key),
-                Ok(false) => {}
-                Err(error) => report.failed.push((key.clone(), format!("{error:#}"))),
+                Ok(now) => *changed |= now,
+                Err(error) => report.failed.push(((*key).clone(), format!("{error:#}"))),
             }
         }
-        report.changed = changed.len();
-        for key in keys.iter().filter(|key| !desired.contains_key(key)) {
-            let Some((known, entry)) = self.entries.remove_entry(key) else {
+        report.changed = changed.into_iter().filter(|changed| *changed).count();
+        for key in unwanted {
+            let Some(entry) = self.entries.remove(&key) else {
                 continue;
             };
             match self.discard(tables, &entry, &mut upheaval) {
                 Ok(()) => report.removed += 1,
                 Err(error) => {
-                    report.failed.push((key.clone(), format!("{error:#}")));
-                    self.entries.insert(known, entry);
+                    report.failed.push(((*key).clone(), format!("{error:#}")));
+                    self.entries.insert(key, entry);
                 }
             }
         }
@@ -234,29 +232,44 @@ impl Services {
         (report, upheaval)
     }
 
-    /// The keys to look at, in order.
-    fn keys(&self, desired: &Desired, dirty: &Dirty) -> BTreeSet<ServicePortKey> {
-        let mut keys = match dirty {
-            Dirty::All => desired
-                .keys()
-                .cloned()
-                .chain(self.entries.keys().map(|key| (**key).clone()))
-                .collect(),
-            Dirty::Only(keys) => keys.clone(),
+    /// What to look at, in order: Services that are wanted, and those the kernel has that no longer are.
+    fn looked_at<'d>(
+        &self,
+        desired: &'d Desired,
+        dirty: &Dirty,
+    ) -> (
+        Vec<(&'d ServicePortKey, &'d ServicePort)>,
+        Vec<Arc<ServicePortKey>>,
+    ) {
+        let keys = match dirty {
+            Dirty::All => {
+                let known = self.entries.keys();
+                let unwanted = known.filter(|key| !desired.contains_key(&***key));
+                return (desired.iter().collect(), unwanted.cloned().collect());
+            }
+            Dirty::Only(keys) => keys.iter().chain(&self.retry),
         };
-        keys.extend(self.retry.iter().cloned());
-        // A Local set's frontends name the id of the Cluster set beside it.
-        let siblings: Vec<_> = keys
-            .iter()
-            .filter(|key| key.scope == Scope::Cluster)
-            .map(|key| ServicePortKey {
-                scope: Scope::Local,
-                ..key.clone()
-            })
-            .filter(|key| desired.contains_key(key))
-            .collect();
-        keys.extend(siblings);
-        keys
+        let mut wanted = BTreeMap::new();
+        let mut unwanted = BTreeSet::new();
+        for key in keys {
+            match desired.get_key_value(key) {
+                Some((key, port)) => _ = wanted.insert(key, port),
+                None => unwanted.extend(
+                    self.entries
+                        .get_key_value(key)
+                        .map(|(known, _)| Arc::clone(known)),
+                ),
+            }
+            // A Local set's frontends name the id of the Cluster set beside it.
+            if key.scope == Scope::Cluster {
+                let sibling = ServicePortKey {
+                    scope: Scope::Local,
+                    ..key.clone()
+                };
+                wanted.extend(desired.get_key_value(&sibling));
+            }
+        }
+        (wanted.into_iter().collect(), unwanted.into_iter().collect())
     }
 
     /// Looks whether a former daemon left the Service's set: the one its ClusterIP leads to, or else most of its frontends,
@@ -288,34 +301,34 @@ impl Services {
         self.entries.insert(key, entry);
     }
 
-    /// Writes the sets of all Services that have none yet, in as few calls as can be: at the start this is nearly all there
-    /// is to do. What leads to them comes after, Service by Service.
-    fn create_sets(&mut self, tables: &mut Tables, keys: &BTreeSet<ServicePortKey>, desired: &Desired) {
-        let mut created: Vec<(Arc<ServicePortKey>, Entry)> = Vec::new();
-        for key in keys.iter().filter(|key| desired.contains_key(key)) {
-            if !self.entries.contains_key(key) {
-                created.push((Arc::new(key.clone()), self.new_entry()));
+    /// Writes the sets of all Services that have none yet, many in one call: at the start this is nearly all there is to
+    /// do. What leads to them comes after, Service by Service.
+    fn create_sets(&mut self, tables: &mut Tables, wanted: &[(&ServicePortKey, &ServicePort)]) {
+        for ports in wanted.chunks(CREATED_AT_ONCE) {
+            let mut created: Vec<(Arc<ServicePortKey>, Entry, &ServicePort)> = Vec::new();
+            for (key, port) in ports {
+                if !self.entries.contains_key(*key) {
+                    created.push((Arc::new((*key).clone()), self.new_entry(), port));
+                }
             }
-        }
-        let mut new: Vec<NewSet<'_>> = created
-            .iter_mut()
-            .filter_map(|(key, entry)| {
-                let port = desired.get(&**key)?;
-                Some(NewSet {
+            let mut new: Vec<NewSet<'_>> = created
+                .iter_mut()
+                .map(|(_, entry, port)| NewSet {
                     set: &mut entry.set,
                     wanted: wanted::backends(port),
                     affinity_seconds: wanted::affinity_seconds(port),
                 })
-            })
-            .collect();
-        if let Err(error) = BackendSet::create_all(tables, &mut new) {
-            // One by one it will turn out which of them is the trouble.
-            tracing::debug!(
-                error = format!("{error:#}"),
-                "new sets could not be written together"
-            );
+                .collect();
+            if let Err(error) = BackendSet::create_all(tables, &mut new) {
+                // One by one it will turn out which of them is the trouble.
+                tracing::debug!(
+                    error = format!("{error:#}"),
+                    "new sets could not be written together"
+                );
+            }
+            let created = created.into_iter().map(|(key, entry, _)| (key, entry));
+            self.entries.extend(created);
         }
-        self.entries.extend(created);
     }
 
     fn new_entry(&mut self) -> Entry {
