@@ -212,11 +212,19 @@ fn sluice(report: &mut Report, config: Option<String>, daemon: Option<Status>) {
     }
     let plugin = Path::new(PLUGIN_FOLDER).join(PLUGIN);
     let runs = daemon.is_some();
+    // What the container of the DaemonSet does not see.
+    let hidden = sysctl::in_container() && !Path::new(PLUGIN_FOLDER).exists();
+    if hidden {
+        report.unseen.push(format!(
+            "the CNI plugin: {PLUGIN_FOLDER} is not in this container"
+        ));
+    }
     for (file, what) in [
         (plugin.as_path(), "the CNI plugin"),
         (Path::new(CONFLIST), "the CNI network config"),
     ] {
         match (file.exists(), runs) {
+            (false, _) if hidden && file == plugin => {}
             (true, _) => report.note(
                 Area::Sluice,
                 Verdict::Ok,
