@@ -62,6 +62,7 @@ pub async fn cleanup() -> Cleanup {
         cleanup.note(what, removed);
     }
     cleanup.note("the nftables table of egress", egress::nftables::remove());
+    cleanup.note("the iptables chains of egress", egress::iptables::remove());
     cleanup.note("the way through the host's FORWARD chain", forward::remove());
     match Network::open(Config::default().network) {
         Ok(network) => {

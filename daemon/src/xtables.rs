@@ -47,7 +47,15 @@ const TOOLS: [Tool; 4] = [
 /// The tools that are installed and whose tables exist. Listing with the legacy flavour would make its tables, and a
 /// host with both flavours at work is a puzzle for its operator; the other one makes nothing by listing.
 pub fn in_use() -> impl Iterator<Item = Tool> {
-    TOOLS.into_iter().filter(|tool| tool.is_in_use())
+    with_table("filter")
+}
+
+/// Of those the ones whose `table` exists.
+pub fn with_table(table: &str) -> impl Iterator<Item = Tool> {
+    TOOLS.into_iter().filter(move |tool| match tool.tables {
+        Some(_) => tool.has_table(table),
+        None => tool.is_installed(),
+    })
 }
 
 /// The tools that show rules which others may have left: of the legacy flavour those for whose family any table exists.
@@ -86,17 +94,14 @@ impl Tool {
         self.name
     }
 
+    /// Whose packets it filters.
+    pub fn family(self) -> Family {
+        self.family
+    }
+
     /// Whether it filters packets of this network.
     pub fn carries(self, cidr: &IpNetwork) -> bool {
         Family::of(cidr.ip()) == self.family
-    }
-
-    fn is_in_use(self) -> bool {
-        if self.tables.is_some() {
-            self.has_table("filter")
-        } else {
-            self.is_installed()
-        }
     }
 
     /// Whether this table of the legacy flavour exists.

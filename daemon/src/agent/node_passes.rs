@@ -76,11 +76,7 @@ impl Agent {
         let known = self.masquerade.as_ref() == Some(&wanted);
         // The kernel can take tens of milliseconds for a transaction: not on this thread.
         let applied = tokio::task::spawn_blocking(move || {
-            let wants_table = !wanted.sources.is_empty();
-            if known && egress::nftables::present()? == wants_table {
-                return Ok((wanted, false));
-            }
-            egress::nftables::apply(&wanted).map(|()| (wanted, true))
+            egress::apply(&wanted, known).map(|changed| (wanted, changed))
         });
         match applied
             .await
@@ -88,7 +84,7 @@ impl Agent {
         {
             Ok((applied, changed)) => {
                 if changed && known {
-                    tracing::warn!("the nftables table of egress was gone and is back");
+                    tracing::warn!("the rules of egress were gone and are back");
                     self.drift_repaired += 1;
                 }
                 self.masquerade = Some(applied);

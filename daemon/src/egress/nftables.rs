@@ -44,12 +44,24 @@ pub fn present() -> anyhow::Result<bool> {
     Ok(tables.contains(&CString::from(TABLE)))
 }
 
+/// Whether [`present`] failed because the kernel has no nf_tables (net/netfilter/nfnetlink.c: a message to a subsystem that is not
+/// there is invalid), or no nfnetlink at all.
+pub fn is_missing(error: &anyhow::Error) -> bool {
+    let error = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::raw_os_error);
+    matches!(error, Some(libc::EINVAL | libc::EPROTONOSUPPORT))
+}
+
 /// Removes the table; says whether it was there.
 ///
 /// # Errors
 /// The kernel's answer.
 pub fn remove() -> anyhow::Result<bool> {
-    let there = present()?;
+    let there = match present() {
+        Err(error) if is_missing(&error) => false,
+        result => result?,
+    };
     if there {
         apply(&Masquerade::default())?;
     }

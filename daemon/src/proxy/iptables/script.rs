@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::chains::{Chains, ENTRANCES, PREFIX, Table};
-use crate::forward;
+use crate::{egress, forward};
 
 /// What a host's tables have: enough to tell what differs, and no more to keep.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,7 +61,8 @@ impl Known {
 
 /// Our chains in what `iptables-save` writes of a table.
 pub fn read(table: Table, saved: &str) -> Chains {
-    let ours = |name: &str| name.starts_with(PREFIX) && name != forward::CHAIN;
+    let others = [forward::CHAIN, egress::iptables::CHAIN];
+    let ours = |name: &str| name.starts_with(PREFIX) && !others.contains(&name);
     let mut chains = Chains::new();
     for line in saved.lines() {
         if let Some(declared) = line.strip_prefix(':') {
