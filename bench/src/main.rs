@@ -20,9 +20,13 @@ mod hosts;
 mod kernel;
 #[cfg(feature = "dataplane")]
 mod load;
+#[cfg(feature = "dataplane")]
+mod memory;
 mod namespaces;
 #[cfg(feature = "dataplane")]
 mod path;
+#[cfg(feature = "dataplane")]
+mod process;
 #[cfg(feature = "dataplane")]
 mod program;
 #[cfg(feature = "dataplane")]
@@ -78,6 +82,16 @@ enum Bench {
         #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
         results: PathBuf,
     },
+    /// What a node takes for Services, beside kube-proxy
+    #[cfg(feature = "dataplane")]
+    Memory {
+        /// Few Services only, to see that it works
+        #[arg(long)]
+        quick: bool,
+        /// Where the figures go, as memory.json
+        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
+        results: PathBuf,
+    },
     /// Services into the kernel: all from nothing, and one endpoint that changes
     #[cfg(feature = "dataplane")]
     Program {
@@ -116,6 +130,8 @@ fn main() -> ExitCode {
         Bench::Path { quick, results } => path::run(quick, &results),
         #[cfg(feature = "dataplane")]
         Bench::Datastore { quick, results } => datastore::run(quick, &results),
+        #[cfg(feature = "dataplane")]
+        Bench::Memory { quick, results } => memory::run(quick, &results),
         #[cfg(feature = "dataplane")]
         Bench::Program { quick, results } => program::run(quick, &results),
         #[cfg(feature = "dataplane")]

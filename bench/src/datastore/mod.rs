@@ -3,18 +3,18 @@
 //!
 //! The limit of a change is a client of the same server that does nothing but hear of it.
 
-use std::fs;
 use std::net::SocketAddrV4;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use sluice_lab::load::{self, Change, Size};
 use sluice_lab::{Datastore, Families, Lab, Options, ProxyMode, api};
 
 use crate::figures::{self, Figure, Samples};
 use crate::kernel::Kernel;
+use crate::process::Process;
 
 const NODE: &str = "node1";
 
@@ -111,8 +111,8 @@ fn measure(size: Size, changes: u32, load: u32) -> Result<Measured> {
     let mut in_sync = Samples::default();
     in_sync.add(began.elapsed());
     thread::sleep(SETTLED);
-    let daemon = daemon(&lab)?;
-    let (peak, settled) = (memory(daemon, "VmHWM:")?, memory(daemon, "VmRSS:")?);
+    let daemon = Process::find(&lab, NODE, "sluiced")?;
+    let (peak, settled) = (daemon.memory("VmHWM:")?, daemon.memory("VmRSS:")?);
 
     let seen = |changes: u32, pause: u64| -> Result<(Vec<Change>, Vec<u64>)> {
         thread::scope(|scope| {
@@ -134,9 +134,9 @@ fn measure(size: Size, changes: u32, load: u32) -> Result<Measured> {
         change.add(Duration::from_nanos(seen.saturating_sub(asked.asked)));
         heard.add(Duration::from_nanos(asked.heard.saturating_sub(asked.asked)));
     }
-    let (before, began) = (ticks(daemon)?, Instant::now());
+    let (before, began) = (daemon.ticks()?, Instant::now());
     api::change(lab.record(), size, changes..changes + load, RATE)?;
-    let used = (ticks(daemon)? - before) as f64 / 100.0;
+    let used = (daemon.ticks()? - before) as f64 / 100.0;
     Ok(Measured {
         size,
         in_sync,
@@ -160,34 +160,6 @@ fn wait(what: &str, mut held: impl FnMut() -> Result<bool>) -> Result<()> {
         thread::sleep(Duration::from_micros(100));
     }
     Ok(())
-}
-
-/// The daemon's process, as the machine numbers it.
-fn daemon(lab: &Lab) -> Result<i32> {
-    let is_daemon = |pid: &i32| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "sluiced")
-    };
-    let found = lab.node(NODE).processes().into_iter().find(is_daemon);
-    found.context("sluiced does not run")
-}
-
-/// A line of the process's memory, in kilobytes.
-fn memory(pid: i32, line: &str) -> Result<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let found = status.lines().find_map(|text| text.strip_prefix(line));
-    let kilobytes = found.and_then(|text| text.trim().strip_suffix(" kB"));
-    Ok(kilobytes
-        .with_context(|| format!("no {line} of process {pid}"))?
-        .parse()?)
-}
-
-/// The processor's time that the process has used, in hundredths of a second (proc(5), `utime` and `stime`).
-fn ticks(pid: i32) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let (_, fields) = stat.rsplit_once(')').context("a stat without a name")?;
-    let mut fields = fields.split_whitespace().skip(11);
-    let mut next = || -> Result<u64> { Ok(fields.next().context("a short stat")?.parse()?) };
-    Ok(next()? + next()?)
 }
 
 fn shown(size: Size) -> String {
