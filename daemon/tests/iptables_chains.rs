@@ -7,12 +7,13 @@ mod ebpf_support;
 mod variety;
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use ebpf_support::{Desired, key, on_node, port};
 use nix::fcntl::{Flock, FlockArg};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MsFlags, mount, umount};
 use sluice_daemon::proxy::iptables::IptablesProxy;
 use sluice_daemon::proxy::{Dirty, Proxy};
 use sluice_daemon::state::service_port::{Family, FrontendKind, Protocol};
@@ -245,5 +246,67 @@ fn what_was_begun_before_anybody_served_it_is_forgotten() {
         assert_eq!(variety::unanswered("10.96.0.1"), 1);
         sync(&mut proxy, &variety(), &Dirty::All);
         assert_eq!(variety::unanswered("10.96.0.1"), 0);
+    });
+}
+
+/// A tool that writes the first table of what it is given and then fails, in place of iptables' legacy flavour, until this goes.
+struct HalfWay;
+
+impl HalfWay {
+    const TOOL: &str = "/usr/sbin/xtables-legacy-multi";
+
+    fn begin() -> Self {
+        let script = "#!/bin/sh\n\
+                      name=$(basename \"$0\" | sed s/-legacy//)\n\
+                      case $name in\n\
+                      *-restore) sed /^COMMIT/q | /run/multi \"$name\" \"$@\"; echo interrupted >&2; exit 4 ;;\n\
+                      esac\n\
+                      exec /run/multi \"$name\" \"$@\"\n";
+        fs::copy(Self::TOOL, "/run/multi").unwrap();
+        fs::write("/run/half-way", script).unwrap();
+        fs::set_permissions("/run/half-way", fs::Permissions::from_mode(0o755)).unwrap();
+        let none: Option<&str> = None;
+        mount(Some("/run/half-way"), Self::TOOL, none, MsFlags::MS_BIND, none).unwrap();
+        Self
+    }
+}
+
+impl Drop for HalfWay {
+    fn drop(&mut self) {
+        umount(Self::TOOL).unwrap();
+    }
+}
+
+/// S18
+#[test]
+fn what_a_tool_did_by_half_is_told_and_made_whole() {
+    with("legacy", || {
+        let mut proxy = open();
+        let desired = variety();
+        let half_way = HalfWay::begin();
+        let said = format!("{:#}", proxy.sync(&desired, &Dirty::All).unwrap_err());
+        assert!(said.contains("iptables-legacy-restore"), "{said}");
+        assert!(said.contains("interrupted"), "{said}");
+        drop(half_way);
+        let half = saved("legacy");
+        assert!(
+            half.contains("SLUICE-SERVICES"),
+            "nothing was written at all: {half}"
+        );
+        sync(&mut proxy, &desired, &Dirty::All);
+        assert_ne!(saved("legacy"), half);
+        assert_eq!(proxy.audit().unwrap(), 0);
+    });
+}
+
+/// S20: who chooses it is told what is missing.
+#[test]
+fn without_the_tool_it_says_which_package_has_it() {
+    with("legacy", || {
+        let none: Option<&str> = None;
+        mount(Some("tmpfs"), "/usr/sbin", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let error = IptablesProxy::open().err().expect("there is no tool");
+        let said = format!("{error:#}");
+        assert!(said.contains("package iptables"), "{said}");
     });
 }

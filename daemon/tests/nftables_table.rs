@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use ebpf_support::{Desired, key, on_node, port};
+use nix::mount::{MsFlags, mount};
 use sluice_daemon::proxy::nftables::NftablesProxy;
 use sluice_daemon::proxy::{Dirty, Proxy};
 use sluice_daemon::state::service_port::{Family, FrontendKind, Protocol};
@@ -214,5 +215,17 @@ fn what_was_begun_before_anybody_served_it_is_forgotten() {
         assert_eq!(variety::unanswered("10.96.0.1"), 1);
         sync(&mut proxy, &variety(), &Dirty::All);
         assert_eq!(variety::unanswered("10.96.0.1"), 0);
+    });
+}
+
+/// S20: who chooses it is told what is missing.
+#[test]
+fn without_the_tool_it_says_which_package_has_it() {
+    on_node(|_| {
+        let none: Option<&str> = None;
+        mount(Some("tmpfs"), "/usr/sbin", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let error = NftablesProxy::open().err().expect("there is no tool");
+        let said = format!("{error:#}");
+        assert!(said.contains("package nftables"), "{said}");
     });
 }
