@@ -118,6 +118,14 @@ pub fn retire_others(kept: &str) -> bool {
     }
 }
 
+/// Whether connections go on that a dataplane which was phased out translates; datagrams do not any more.
+pub fn others_serve_on() -> bool {
+    EbpfProxy::let_go(Path::new(Options::PINS)).unwrap_or_else(|error| {
+        tracing::warn!("whether eBPF still has connections cannot be seen: {error:#}");
+        false
+    })
+}
+
 /// Takes out of the kernel what dataplanes other than `kept` left there.
 pub fn remove_others(kept: &str) {
     for (name, what, remove) in MODES {

@@ -6,12 +6,13 @@
 
 mod ebpf_support;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ebpf_support::hosts::hosts;
 use ebpf_support::{Desired, ip, key, on_node, port, sync};
+use sluice_daemon::proxy::ebpf::EbpfProxy;
 use sluice_daemon::state::service_port::{Family, FrontendKind, Place, Protocol};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -90,6 +91,76 @@ fn a_megabyte_each_way_through_a_node_port_to_an_endpoint_elsewhere() {
             hosts.client.run(move || bulk(frontend));
             assert_eq!(serving.join().unwrap().ip(), stand_in.parse::<IpAddr>().unwrap());
         }
+    });
+}
+
+/// S20: what another `proxy.mode` left serves the connections it has until they end, and begins none.
+#[test]
+fn who_retires_serves_on_those_it_has() {
+    on_node(|node| {
+        let hosts = hosts(node);
+        let mut proxy = hosts.open(node);
+        let backend = "10.244.2.9:8080";
+        let (listener, socket) = hosts.other.run(move || {
+            (
+                TcpListener::bind(backend).unwrap(),
+                UdpSocket::bind(backend).unwrap(),
+            )
+        });
+        let (mut all, frontend) = desired(
+            Family::V4,
+            Protocol::Tcp,
+            backend.parse().unwrap(),
+            Place::PodNetwork,
+        );
+        let (datagrams, _) = desired(
+            Family::V4,
+            Protocol::Udp,
+            backend.parse().unwrap(),
+            Place::PodNetwork,
+        );
+        all.extend(datagrams);
+        sync(&mut proxy, &all);
+        drop(proxy);
+        let (mut client, asker) = hosts.client.run(move || {
+            let asker = UdpSocket::bind("198.51.100.7:0").unwrap();
+            asker.send_to(b"?", frontend).unwrap();
+            (TcpStream::connect(frontend).unwrap(), asker)
+        });
+        let (mut server, _) = listener.accept().unwrap();
+        let mut byte = [0];
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (_, stand_in) = socket.recv_from(&mut byte).unwrap();
+        let mut there_and_back = || {
+            client.write_all(b"x").unwrap();
+            server.read_exact(&mut byte).unwrap();
+            server.write_all(b"y").unwrap();
+            client.read_exact(&mut byte).unwrap();
+        };
+        there_and_back();
+
+        EbpfProxy::retire(&node.options.pins).unwrap();
+        assert!(EbpfProxy::let_go(&node.options.pins).unwrap());
+        there_and_back();
+        let refused = hosts
+            .client
+            .run(move || TcpStream::connect(frontend).unwrap_err());
+        assert_eq!(
+            refused.kind(),
+            ErrorKind::ConnectionRefused,
+            "nobody else is here"
+        );
+        // An answer to datagrams that it does not know any more goes astray.
+        socket.send_to(b"!", stand_in).unwrap();
+        asker.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        asker.recv_from(&mut [0]).unwrap_err();
+
+        drop((client, server));
+        let began = Instant::now();
+        while EbpfProxy::let_go(&node.options.pins).unwrap() {
+            assert!(began.elapsed() < PATIENCE, "the connection has ended");
+        }
+        EbpfProxy::remove(&node.options.pins).unwrap();
     });
 }
 

@@ -57,7 +57,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How often the dataplane drops what has expired.
 const UPKEEP: Duration = Duration::from_secs(15);
 
-/// How long connections of a dataplane that is not in use any more may go on.
+/// How long a dataplane that is not in use any more stays at least; as long as connections of its go on it stays in any case.
 const LEAVE: Duration = Duration::from_secs(10);
 
 /// What another `proxy.mode` left in the kernel.

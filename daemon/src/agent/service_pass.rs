@@ -175,6 +175,7 @@ impl Agent {
     pub(super) fn tend(&mut self) {
         if let (Others::Leaving(since), Some(proxy)) = (self.others, &self.proxy)
             && since.elapsed() > LEAVE
+            && !dataplane::others_serve_on()
         {
             dataplane::remove_others(proxy.name());
             self.others = Others::Gone;

@@ -1,15 +1,19 @@
 //! The connection table as people read it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
 use sluice_ebpf_types::{Connection as Entry, ConnectionKey, TCP, UDP, role, seen};
 
 use super::expiry::monotonic;
-use super::tables::Tables;
+use super::tables::{self, Tables};
 use super::wanted::socket_address;
 use crate::proxy::{Connection, ConnectionState};
 use crate::state::service_port::Protocol;
+
+/// A connection that has said nothing for so long is taken for one that does not go on.
+const SILENT: Duration = Duration::from_secs(300);
 
 /// Every connection, by the one of its entries that holds its state.
 ///
@@ -24,6 +28,29 @@ pub(super) fn list(tables: &Tables) -> Result<Vec<Connection>> {
         }
     })?;
     Ok(all)
+}
+
+/// Forgets datagrams' in the table pinned in `maps`: endpoints that go are not taken out of it any more, and a client that does not
+/// learn of its endpoint's end would stay with it for ever. Says whether others go on.
+///
+/// # Errors
+/// The kernel's, or the table is not there.
+pub(super) fn let_go(maps: &Path) -> Result<bool> {
+    let now = monotonic();
+    let mut connections = tables::connections(maps)?;
+    let (mut datagrams, mut others) = (Vec::new(), false);
+    connections.walk(|key, entry| {
+        if key.protocol == UDP {
+            datagrams.push(key);
+        } else if entry.role == role::FORWARD {
+            let connection = connection(&key, &entry, now);
+            others |= connection.state == ConnectionState::Established && connection.idle < SILENT;
+        }
+    })?;
+    for key in datagrams {
+        connections.remove(&key)?;
+    }
+    Ok(others)
 }
 
 fn connection(key: &ConnectionKey, entry: &Entry, now: u64) -> Connection {

@@ -128,6 +128,15 @@ impl EbpfProxy {
         tables::Entrance::open(&pins.join("maps"))?.close()
     }
 
+    /// Whether connections go on whose packets what was [retired](Self::retire) under `pins` translates: established ones that have
+    /// spoken within five minutes. Datagrams are another dataplane's from now on, whoever translated them before.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn let_go(pins: &Path) -> Result<bool> {
+        connections::let_go(&pins.join("maps"))
+    }
+
     /// Takes everything out of the kernel that was pinned under `pins`. What is gone already is fine.
     ///
     /// # Errors

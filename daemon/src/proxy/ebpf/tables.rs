@@ -213,6 +213,14 @@ impl Entrance {
     }
 }
 
+/// The connections alone, those pinned in `maps`.
+///
+/// # Errors
+/// The table is not there.
+pub(super) fn connections(maps: &Path) -> Result<Table<ConnectionKey, Connection>> {
+    Table::open(maps, "connections_v1", MAX_CONNECTIONS)
+}
+
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
     ebpf.take_map(name)
         .with_context(|| format!("the eBPF object has no map {name}"))
