@@ -1,7 +1,9 @@
-//! Requests to one Service from several places, all the while.
+//! Requests to one Service from several places, all the while, and conversations that are kept up.
 
 use anyhow::{Context, Result, ensure};
-use sluice_lab::{Node, Running};
+use sluice_lab::{Node, Running, wait_until};
+
+use crate::PATIENCE;
 
 /// Somebody who asks.
 pub struct Asker<'a> {
@@ -77,4 +79,52 @@ impl<'a> Asking<'a> {
 
 fn file(number: usize) -> String {
     format!("/run/asked-{number}")
+}
+
+/// A conversation over TCP that each of them keeps up, until this goes.
+pub struct Kept<'a> {
+    askers: &'a [Asker<'a>],
+    _processes: Vec<Running>,
+}
+
+impl<'a> Kept<'a> {
+    /// Has each begin one.
+    ///
+    /// # Errors
+    /// One cannot be started.
+    pub fn start(askers: &'a [Asker<'a>]) -> Result<Self> {
+        let started = (0..).zip(askers).map(|(number, asker)| {
+            let script = format!("exec sluice-lab talk-keep TCP '{}' > {}", asker.at, kept(number));
+            asker.from.spawn(&["busybox", "sh", "-c", &script])
+        });
+        Ok(Self {
+            askers,
+            _processes: started.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Waits until each has been answered a few times more.
+    ///
+    /// # Errors
+    /// One ended, or nobody answers.
+    pub fn go_on(&self) -> Result<()> {
+        for number in 0..self.askers.len() {
+            let before = self.answers(number).unwrap_or_default();
+            wait_until("the conversation goes on", PATIENCE, || {
+                Ok(self.answers(number)? > before + 2)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn answers(&self, number: usize) -> Result<usize> {
+        let asker = &self.askers[number];
+        let said = asker.files.run(&["cat", &kept(number)])?;
+        ensure!(!said.contains("ended"), "{}: {said}", asker.at);
+        Ok(said.lines().count())
+    }
+}
+
+fn kept(number: usize) -> String {
+    format!("/run/kept-{number}")
 }

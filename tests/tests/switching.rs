@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use sluice_lab::{Lab, Node, Options, ProxyMode, wait_until};
-use sluice_tests::asking::{Asker, Asking};
+use sluice_tests::asking::{Asker, Asking, Kept};
 use sluice_tests::{PATIENCE, switch_proxy};
 
 const SERVICE: &str = "
@@ -85,40 +85,15 @@ fn through_all_three_no_connection_fails_and_nothing_is_left() {
         assert!(all_serve(&asker.ask(20).unwrap()));
     }
     // Begun by nftables, these outlive it: connection tracking goes on translating them.
-    let kept: Vec<_> = (0..)
-        .zip(&askers)
-        .map(|(number, asker)| {
-            let script = format!(
-                "exec sluice-lab talk-keep TCP '{}' > /run/kept-{number}",
-                asker.at
-            );
-            asker.from.spawn(&["busybox", "sh", "-c", &script]).unwrap()
-        })
-        .collect();
-    let answers = |number: usize| -> Result<usize> {
-        let said = askers[number]
-            .files
-            .run(&["cat", &format!("/run/kept-{number}")])?;
-        assert!(!said.contains("ended"), "{}: {said}", askers[number].at);
-        Ok(said.lines().count())
-    };
-    let go_on = || {
-        for number in 0..askers.len() {
-            let before = answers(number).unwrap_or_default();
-            wait_until("the conversation goes on", PATIENCE, || {
-                Ok(answers(number)? > before + 2)
-            })
-            .unwrap();
-        }
-    };
-    go_on();
+    let kept = Kept::start(&askers).unwrap();
+    kept.go_on().unwrap();
     switch_proxy(&lab, "node1", "nftables", "iptables").unwrap();
     has_alone(&node1, [false, false, true, true]);
-    go_on();
+    kept.go_on().unwrap();
     switch_proxy(&lab, "node1", "iptables", "ebpf").unwrap();
     has_alone(&node1, [true, false, false, false]);
     assert_eq!(traces(&node1).unwrap(), before);
-    go_on();
+    kept.go_on().unwrap();
     drop(kept);
     load.end(serves).unwrap();
 }
