@@ -9,6 +9,8 @@ mod cgroup;
 #[cfg(feature = "dataplane")]
 mod chains;
 #[cfg(feature = "dataplane")]
+mod chart;
+#[cfg(feature = "dataplane")]
 mod cluster;
 mod cni;
 #[cfg(feature = "dataplane")]
@@ -35,7 +37,7 @@ mod service;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 /// Measures Sluice beside its peers and the bare kernel work
 #[derive(Parser)]
@@ -49,12 +51,8 @@ struct Arguments {
 enum Bench {
     /// A pod's ADD and DEL, beside the reference plugins and the bare netlink work
     Cni {
-        /// A tenth of the runs, to see that it works
-        #[arg(long)]
-        quick: bool,
-        /// Where the figures go, as cni.json
-        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
-        results: PathBuf,
+        #[command(flatten)]
+        how: How,
         /// Where sluice and sluiced are; beside this program unless told
         #[arg(long, value_name = "FOLDER", env = "SLUICE_BIN_DIR")]
         binaries: Option<PathBuf>,
@@ -64,54 +62,42 @@ enum Bench {
     },
     /// From pod to pod, beside a bare veth and the kernel's own forwarding
     #[cfg(feature = "dataplane")]
-    Path {
-        /// Short runs, to see that it works
-        #[arg(long)]
-        quick: bool,
-        /// Where the figures go, as path.json
-        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
-        results: PathBuf,
-    },
-    /// A node that takes its state from a real API server: time, memory, and what a change takes
-    #[cfg(feature = "dataplane")]
-    Datastore {
-        /// A small cluster only, to see that it works
-        #[arg(long)]
-        quick: bool,
-        /// Where the figures go, as datastore.json
-        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
-        results: PathBuf,
-    },
-    /// What a node takes for Services, beside kube-proxy
-    #[cfg(feature = "dataplane")]
-    Memory {
-        /// Few Services only, to see that it works
-        #[arg(long)]
-        quick: bool,
-        /// Where the figures go, as memory.json
-        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
-        results: PathBuf,
-    },
-    /// Services into the kernel: all from nothing, and one endpoint that changes
-    #[cfg(feature = "dataplane")]
-    Program {
-        /// Small clusters only, to see that it works
-        #[arg(long)]
-        quick: bool,
-        /// Where the figures go, as program.json
-        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
-        results: PathBuf,
-    },
+    Path(How),
     /// Through Services, of which there are few and many, beside rules of kube-proxy's shape
     #[cfg(feature = "dataplane")]
-    Service {
-        /// Short runs and few Services, to see that it works
-        #[arg(long)]
-        quick: bool,
-        /// Where the figures go, as service.json
-        #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
-        results: PathBuf,
-    },
+    Service(How),
+    /// Services into the kernel: all from nothing, and one endpoint that changes
+    #[cfg(feature = "dataplane")]
+    Program(How),
+    /// A node that takes its state from a real API server: time, memory, and what a change takes
+    #[cfg(feature = "dataplane")]
+    Datastore(How),
+    /// What a node takes for Services, beside kube-proxy
+    #[cfg(feature = "dataplane")]
+    Memory(How),
+}
+
+/// What all benches have in common.
+#[derive(Args)]
+pub struct How {
+    /// Less of it, to see that it works
+    #[arg(long)]
+    pub quick: bool,
+    /// Where the figures go, as NAME.json
+    #[arg(long, value_name = "FOLDER", default_value = "bench/results")]
+    pub results: PathBuf,
+    /// Where pictures go, as bench-NAME.svg; those of a quick run stay with its figures
+    #[arg(long, value_name = "FOLDER", default_value = "docs")]
+    pub charts: PathBuf,
+}
+
+#[cfg(feature = "dataplane")]
+impl How {
+    /// The file for the picture of the bench `name`.
+    pub fn chart(&self, name: &str) -> PathBuf {
+        let folder = if self.quick { &self.results } else { &self.charts };
+        folder.join(format!("bench-{name}.svg"))
+    }
 }
 
 fn main() -> ExitCode {
@@ -120,22 +106,17 @@ fn main() -> ExitCode {
         return ended;
     }
     let done = match Arguments::parse().bench {
-        Bench::Cni {
-            quick,
-            results,
-            binaries,
-            peers,
-        } => cni::run(quick, &results, binaries, peers),
+        Bench::Cni { how, binaries, peers } => cni::run(how.quick, &how.results, binaries, peers),
         #[cfg(feature = "dataplane")]
-        Bench::Path { quick, results } => path::run(quick, &results),
+        Bench::Path(how) => path::run(&how),
         #[cfg(feature = "dataplane")]
-        Bench::Datastore { quick, results } => datastore::run(quick, &results),
+        Bench::Service(how) => service::run(&how),
         #[cfg(feature = "dataplane")]
-        Bench::Memory { quick, results } => memory::run(quick, &results),
+        Bench::Program(how) => program::run(&how),
         #[cfg(feature = "dataplane")]
-        Bench::Program { quick, results } => program::run(quick, &results),
+        Bench::Datastore(how) => datastore::run(how.quick, &how.results),
         #[cfg(feature = "dataplane")]
-        Bench::Service { quick, results } => service::run(quick, &results),
+        Bench::Memory(how) => memory::run(&how),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -10,6 +10,8 @@ use anyhow::{Result, ensure};
 use sluice_lab::load::Size;
 use sluice_lab::{Datastore, Families, Lab, Options, ProxyMode, api};
 
+use crate::How;
+use crate::chart::{self, Bar};
 use crate::figures::{self, Figure};
 use crate::kernel::Kernel;
 use crate::process::Process;
@@ -46,12 +48,12 @@ struct Measured {
     kube_proxy: Taken,
 }
 
-/// Measures, prints a table and writes `memory.json` into `results`.
+/// Measures, prints a table, writes the figures and draws what is held once all is settled.
 ///
 /// # Errors
 /// Not root, or no control plane (`./dev setup` builds it).
-pub fn run(quick: bool, results: &Path) -> Result<()> {
-    let numbers: &[u32] = if quick { &[0, 300] } else { &[0, 1_000, 10_000] };
+pub fn run(how: &How) -> Result<()> {
+    let numbers: &[u32] = if how.quick { &[0, 300] } else { &[0, 1_000, 10_000] };
     let mut all = Vec::new();
     for services in numbers {
         eprintln!("{services} Services × {ENDPOINTS}");
@@ -59,9 +61,34 @@ pub fn run(quick: bool, results: &Path) -> Result<()> {
     }
     println!("{}\n", table(&all));
     let figures: Vec<_> = all.iter().flat_map(figures).collect();
-    let path = figures::write(results, "memory", &figures)?;
+    let path = figures::write(&how.results, "memory", &figures)?;
     println!("{} figures in {}", figures.len(), path.display());
-    Ok(())
+    draw(&all, &how.chart("memory"))
+}
+
+fn draw(all: &[Measured], file: &Path) -> Result<()> {
+    let bars: Vec<Bar> = all
+        .iter()
+        .flat_map(|measured| {
+            let (sluiced, kube_proxy) = (measured.sluiced.settled, measured.kube_proxy.settled);
+            [
+                ("kube-proxy, nftables", kube_proxy),
+                ("sluiced, ebpf", sluiced),
+                ("sluiced's maps in the kernel", measured.maps),
+            ]
+            .map(|(what, kilobytes)| Bar {
+                label: format!("{} Services × {ENDPOINTS}: {what}", measured.services),
+                value: mebibytes(kilobytes),
+                ours: what.starts_with("sluiced"),
+            })
+        })
+        .collect();
+    chart::bars(
+        file,
+        "Memory on a node once all Services are in the kernel",
+        "MiB",
+        &bars,
+    )
 }
 
 fn measure(services: u32) -> Result<Measured> {

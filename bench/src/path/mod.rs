@@ -13,7 +13,9 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 
 use self::stage::{Carrier, Stage, Where};
+use crate::How;
 use crate::cgroup::Cgroup;
+use crate::chart::{self, Bar};
 use crate::figures::{self, Figure};
 use crate::load::{Load, PORT};
 
@@ -39,12 +41,12 @@ const PATHS: [(Where, &[Carrier], Carrier); 2] = [
 
 type Key = (Where, Load, Carrier);
 
-/// Measures, prints a table and writes `path.json` into `results`.
+/// Measures, prints a table, writes the figures and draws what connections take.
 ///
 /// # Errors
 /// Not root, or a kernel that cannot do what the dataplane needs.
-pub fn run(quick: bool, results: &Path) -> Result<()> {
-    let (rounds, length) = if quick {
+pub fn run(how: &How) -> Result<()> {
+    let (rounds, length) = if how.quick {
         (3, Duration::from_millis(200))
     } else {
         (9, Duration::from_millis(700))
@@ -83,9 +85,34 @@ pub fn run(quick: bool, results: &Path) -> Result<()> {
     }
     println!("{}", table(&measured));
     let figures = figures(&measured);
-    let path = figures::write(results, "path", &figures)?;
+    let path = figures::write(&how.results, "path", &figures)?;
     println!("{} figures in {}", figures.len(), path.display());
-    Ok(())
+    draw(&measured, &how.chart("path"))
+}
+
+/// Connections alone, each beside what it is compared with.
+fn draw(measured: &BTreeMap<Key, Vec<f64>>, file: &Path) -> Result<()> {
+    let mut bars = Vec::new();
+    for (place, carriers, with) in PATHS {
+        let of = |carrier| {
+            measured
+                .get(&(place, Load::Connections, carrier))
+                .map(|values| median(values))
+        };
+        for carrier in carriers {
+            let (Some(value), Some(baseline)) = (of(*carrier), of(with)) else {
+                continue;
+            };
+            bars.push(Bar {
+                label: format!("{}, {}", place_name(place), carrier.name()),
+                value: value / baseline,
+                ours: matches!(carrier, Carrier::Fast | Carrier::Slow),
+            });
+        }
+    }
+    let title = "TCP connections per second from pod to pod";
+    let axis = "on one node: times a bare veth's; between nodes: times those of plain routes with conntrack";
+    chart::bars(file, title, axis, &bars)
 }
 
 /// Of sorted values, at least one.

@@ -14,6 +14,8 @@ use anyhow::{Result, ensure};
 use sluice_daemon::datastore::Event;
 
 use self::netfilter::Way;
+use crate::How;
+use crate::chart::{self, Bar};
 use crate::cluster::{self, Shape};
 use crate::figures::{self, Figure, Samples};
 use crate::kernel::Kernel;
@@ -62,12 +64,12 @@ struct Measured {
     change: Samples,
 }
 
-/// Measures, prints a table and writes `program.json` into `results`.
+/// Measures, prints tables, writes the figures and draws what one change takes.
 ///
 /// # Errors
 /// Not root, or a kernel that cannot do what the dataplane needs.
-pub fn run(quick: bool, results: &Path) -> Result<()> {
-    let counts = if quick { QUICK } else { FULL };
+pub fn run(how: &How) -> Result<()> {
+    let counts = if how.quick { QUICK } else { FULL };
     let mut measured = Vec::new();
     for shape in counts.shapes {
         eprintln!("{shape}");
@@ -84,9 +86,39 @@ pub fn run(quick: bool, results: &Path) -> Result<()> {
     println!("{}", netfilter_table(&by_netfilter));
     let mut figures: Vec<_> = measured.iter().flat_map(figures).collect();
     figures.extend(by_netfilter.iter().flat_map(netfilter_figures));
-    let path = figures::write(results, "program", &figures)?;
+    let path = figures::write(&how.results, "program", &figures)?;
     println!("{} figures in {}", figures.len(), path.display());
-    Ok(())
+    draw(&measured, &by_netfilter, &how.chart("program"))
+}
+
+/// One change alone.
+fn draw(by_ebpf: &[Measured], by_netfilter: &[netfilter::Measured], file: &Path) -> Result<()> {
+    let mut bars = Vec::new();
+    let mut add = |label: String, samples: &Samples, ours: bool| {
+        bars.extend(samples.quantile(0.5).map(|value| Bar { label, value, ours }));
+    };
+    for measured in by_netfilter {
+        let (shape, way) = (measured.shape, measured.way);
+        add(
+            format!("{shape}: {way}, a chain for each"),
+            &measured.chains_change,
+            false,
+        );
+        add(format!("{shape}: sluice, {way}"), &measured.change, true);
+    }
+    for measured in by_ebpf {
+        add(
+            format!("{}: sluice, ebpf", measured.shape),
+            &measured.change,
+            true,
+        );
+    }
+    chart::bars(
+        file,
+        "One endpoint changed: until the kernel has it",
+        "ms, median",
+        &bars,
+    )
 }
 
 fn measure(shape: Shape, changes: usize, events: &node::Events, maps: &Path) -> Result<Measured> {

@@ -15,7 +15,9 @@ use indicatif::ProgressBar;
 
 use self::stage::{Stage, Way};
 use self::translator::Translator;
+use crate::How;
 use crate::chains::Tool;
+use crate::chart::{self, Bar};
 use crate::figures::{self, Figure, Samples};
 use crate::load::Load;
 
@@ -69,12 +71,12 @@ impl Measured {
 
 type All = BTreeMap<(Way, Translator, Load), Measured>;
 
-/// Measures, prints a table and writes `service.json` into `results`.
+/// Measures, prints tables, writes the figures and draws what connections take.
 ///
 /// # Errors
 /// Not root, a tool that is missing, or a kernel that cannot do what a dataplane needs.
-pub fn run(quick: bool, results: &Path) -> Result<()> {
-    let (translators, rounds, length) = if quick {
+pub fn run(how: &How) -> Result<()> {
+    let (translators, rounds, length) = if how.quick {
         (QUICK, 3, Duration::from_millis(100))
     } else {
         (FULL, 7, Duration::from_millis(400))
@@ -106,9 +108,36 @@ pub fn run(quick: bool, results: &Path) -> Result<()> {
         println!("{}\n", table(way, translators, &all));
     }
     let figures = figures(&all);
-    let path = figures::write(results, "service", &figures)?;
+    let path = figures::write(&how.results, "service", &figures)?;
     println!("{} figures in {}", figures.len(), path.display());
-    Ok(())
+    draw(translators, &all, &how.chart("service"))
+}
+
+/// Connections to a ClusterIP whose endpoint is on another node, each beside the way straight to the pod.
+fn draw(translators: &[Translator], all: &All, file: &Path) -> Result<()> {
+    let of = |translator| {
+        all.get(&(Way::PodToFar, translator, Load::Connections))
+            .map(Measured::median)
+    };
+    let straight = of(Translator::Nobody).unwrap_or(f64::NAN);
+    let bars: Vec<Bar> = translators
+        .iter()
+        .filter_map(|translator| {
+            Some(Bar {
+                label: translator.to_string(),
+                value: of(*translator)? / straight,
+                ours: translator.is_ours(),
+            })
+        })
+        .collect();
+    let title =
+        "TCP connections per second through a ClusterIP to a pod on another node, by the number of Services";
+    chart::bars(
+        file,
+        title,
+        "times those straight to the pod over plain routes",
+        &bars,
+    )
 }
 
 /// A line for each translator; in brackets, how many times the rate of the way straight to the pod.

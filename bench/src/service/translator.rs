@@ -40,6 +40,13 @@ pub enum Translator {
     Iptables(u32),
 }
 
+impl Translator {
+    /// Whether it is Sluice.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Ebpf(_) | Self::Nftables(_) | Self::Iptables(_))
+    }
+}
+
 impl fmt::Display for Translator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
