@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sluice_lab::Lab;
+use sluice_lab::{Lab, wait_until};
+
+/// How long a process may take to start.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A process, as the machine numbers it.
 #[derive(Debug, Clone, Copy)]
 pub struct Process(i32);
 
 impl Process {
-    /// The one on `node` whose program is called `name`.
+    /// The one on `node` whose program is called `name`, which may just be being started.
     ///
     /// # Errors
     /// It does not run.
@@ -19,10 +23,12 @@ impl Process {
         let is_it = |pid: &i32| {
             fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|found| found.trim() == name)
         };
-        let found = lab.node(node).processes().into_iter().find(is_it);
-        found
-            .map(Self)
-            .with_context(|| format!("{name} does not run on {node}"))
+        let mut found = None;
+        wait_until(&format!("{name} runs on {node}"), PATIENCE, || {
+            found = lab.node(node).processes().into_iter().find(is_it);
+            Ok(found.is_some())
+        })?;
+        found.map(Self).context("it ran a moment ago")
     }
 
     /// A line of its memory, `VmRSS:` or `VmHWM:`, in kilobytes.
