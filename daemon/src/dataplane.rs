@@ -68,7 +68,7 @@ fn first_that_works(
     Ok((Box::new(proxy), nftables))
 }
 
-/// Whether eBPF carries a packet here. One that a former daemon left does so all the time.
+/// Whether eBPF carries a packet here. Where a former daemon left its pins it has shown that it does: they do not outlive the kernel.
 fn tried() -> Result<()> {
     if Path::new(Options::PINS).exists() {
         return Ok(());
