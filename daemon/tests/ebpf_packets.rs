@@ -109,6 +109,43 @@ fn a_local_endpoint_sees_the_client_and_the_client_the_node_port() {
     });
 }
 
+/// S5: whichever node a load balancer sends a client's packet to, and however that node came to its endpoints; and all of them have
+/// their share.
+#[test]
+fn every_node_sends_the_same_client_to_the_same_endpoint() {
+    let backends = |numbers: std::ops::Range<u8>| -> Vec<SocketAddr> {
+        numbers
+            .map(|number| SocketAddr::new([10, 244, 1, number].into(), 8080))
+            .collect()
+    };
+    let web = key("web", Protocol::Tcp, Family::V4);
+    let chosen = |frontend: &str, history: &[Vec<SocketAddr>]| {
+        let mut chosen = Vec::new();
+        on_node(|node| {
+            let (mut proxy, device) = open(node);
+            for backends in history {
+                let desired = Desired::from([(web.clone(), port(&[(frontend, NODE_PORT)], backends))]);
+                sync(&mut proxy, &desired);
+                assert_eq!(proxy.audit().unwrap(), 0);
+            }
+            for number in 0..600_u16 {
+                let client = format!("198.51.100.{}:{}", number % 7 + 1, 40_000 + number);
+                let packet = device.packet_in(&tcp(&client, frontend, SYN)).unwrap();
+                chosen.push(packet.destination);
+            }
+        });
+        chosen
+    };
+    let one = chosen("192.0.2.1:30080", &[backends(1..11)]);
+    let history = [backends(5..17), backends(4..17), backends(4..12), backends(1..11)];
+    let other = chosen("192.0.2.2:30080", &history);
+    assert_eq!(one, other);
+    for backend in backends(1..11) {
+        let share = one.iter().filter(|chosen| **chosen == backend).count();
+        assert!((30..=90).contains(&share), "{backend} has {share} of 600");
+    }
+}
+
 /// S2 S16 S17
 #[test]
 fn an_endpoint_elsewhere_sees_this_node_and_its_replies_find_back() {
@@ -179,22 +216,35 @@ fn a_closed_connections_port_may_be_used_again() {
         let backends: Vec<SocketAddr> = (1..=50)
             .map(|last| SocketAddr::new(IpAddr::from([10, 244, 1, last]), 8080))
             .collect();
-        let desired = Desired::from([(case.key.clone(), port(&[(case.frontend, NODE_PORT)], &backends))]);
-        sync(&mut proxy, &desired);
-        let mut seen = std::collections::BTreeSet::new();
-        for round in 0..100 {
+        let mut serve_without = |gone: Option<SocketAddr>| {
+            let rest: Vec<_> = backends
+                .iter()
+                .copied()
+                .filter(|one| Some(*one) != gone)
+                .collect();
+            let web = port(&[(case.frontend, NODE_PORT)], &rest);
+            sync(&mut proxy, &Desired::from([(case.key.clone(), web)]));
+        };
+        for round in 0..20 {
+            serve_without(None);
             let opened = device.packet_in(&case.first).unwrap();
             // A repeated SYN is the same connection.
             assert_eq!(device.packet_in(&case.first).unwrap(), opened);
-            seen.insert(opened.destination);
             if round % 2 == 0 {
                 device.packet_in(&case.first.flags(FIN | ACK)).unwrap();
                 device.packet_out(&opened.reply(FIN | ACK)).unwrap();
             } else {
                 device.packet_out(&opened.reply(RST)).unwrap();
             }
+            // Who asks again would be sent there again, if it still served.
+            serve_without(Some(opened.destination));
+            let anew = device.packet_in(&case.first).unwrap();
+            assert_ne!(
+                anew.destination, opened.destination,
+                "a new connection is balanced"
+            );
+            device.packet_out(&anew.reply(RST)).unwrap();
         }
-        assert!(seen.len() > 20, "{seen:?}");
     });
 }
 

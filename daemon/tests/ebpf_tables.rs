@@ -13,7 +13,8 @@ use ebpf_support::{Desired, Node, key, on_node, port, sync};
 use sluice_daemon::proxy::{Dirty, Proxy};
 use sluice_daemon::state::service_port::{Family, FrontendKind, Protocol, Scope, ServicePortKey};
 use sluice_ebpf_types::{
-    Address, Backend, BackendKey, Frontend, FrontendKey, MAX_BACKENDS, MemberKey, Service, frontend_flag,
+    Address, Backend, BackendKey, Frontend, FrontendKey, MAGLEV_PART, MAX_BACKENDS, MaglevKey, MaglevPart,
+    MemberKey, Service, frontend_flag, maglev_places,
 };
 
 const CLUSTER_IP: FrontendKind = FrontendKind::ClusterIp;
@@ -30,6 +31,7 @@ struct Kernel {
     frontends: BTreeMap<FrontendKey, Frontend>,
     services: BTreeMap<u32, (u32, u32, u32)>,
     backends: BTreeMap<(u32, u32, u32), Backend>,
+    maglev: BTreeMap<MaglevKey, MaglevPart>,
 }
 
 fn kernel(node: &Node) -> Kernel {
@@ -50,6 +52,7 @@ fn kernel(node: &Node) -> Kernel {
             .map(Result::unwrap)
             .map(|(key, backend)| ((key.service, key.generation, key.slot), backend))
             .collect(),
+        maglev: table(node, "maglev_v1"),
     };
     let cluster_ips: BTreeSet<_> = kernel
         .frontends
@@ -83,6 +86,24 @@ fn kernel(node: &Node) -> Kernel {
         .map(|(key, backend)| (key.0, backend.address, backend.port))
         .collect();
     assert_eq!(members, expected);
+    // Sets that serve other hosts, and no others, have a place for each of their slots.
+    let external = kernel.frontends.values();
+    let external = external.filter(|frontend| frontend.flags & frontend_flag::EXTERNAL != 0);
+    let with_table: BTreeSet<_> = external
+        .map(|frontend| frontend.service)
+        .filter(|id| kernel.services[id].1 > 1)
+        .collect();
+    let found: BTreeSet<_> = kernel.maglev.keys().map(|key| key.service).collect();
+    assert_eq!(found, with_table);
+    for id in with_table {
+        let count = kernel.services[&id].1;
+        let parts = kernel.maglev.iter().filter(|(key, _)| key.service == id);
+        let places = parts.flat_map(|(_, part)| part.slots);
+        let places: Vec<_> = places.take(maglev_places(count) as usize).collect();
+        assert_eq!(places.len(), maglev_places(count) as usize);
+        let slots: BTreeSet<_> = places.into_iter().map(u32::from).collect();
+        assert_eq!(slots, (0..count).collect());
+    }
     kernel
 }
 
@@ -193,6 +214,10 @@ fn a_sync_of_one_service_touches_no_other() {
 #[test]
 fn sets_of_any_size_end_up_as_desired_after_any_change() {
     on_node(|node| {
+        let frontends = [
+            ("10.96.0.1:80", CLUSTER_IP),
+            ("192.0.2.1:30080", FrontendKind::NodePort),
+        ];
         let mut proxy = node.open();
         for range in [
             0..1,
@@ -204,20 +229,27 @@ fn sets_of_any_size_end_up_as_desired_after_any_change() {
             90..200,
             90..90,
             7..8,
+            0..700,
             0..300,
             0..290,
             1..291,
         ] {
             let wanted = backends(range);
-            let desired = Desired::from([(web("a"), port(&[("10.96.0.1:80", CLUSTER_IP)], &wanted))]);
+            let desired = Desired::from([(web("a"), port(&frontends, &wanted))]);
             sync(&mut proxy, &desired);
+            assert_eq!(proxy.audit().unwrap(), 0);
             assert_eq!(in_force(&kernel(node), 1), wanted.into_iter().collect());
         }
         // A small change of a large set is no new generation.
         let generation = kernel(node).services[&1].0;
-        let desired = Desired::from([(web("a"), port(&[("10.96.0.1:80", CLUSTER_IP)], &backends(2..292)))]);
+        let mut desired = Desired::from([(web("a"), port(&frontends, &backends(2..292)))]);
         sync(&mut proxy, &desired);
         assert_eq!(kernel(node).services[&1].0, generation);
+        assert!(!kernel(node).maglev.is_empty());
+        // Nobody outside is served any more.
+        desired.insert(web("a"), port(&frontends[..1], &backends(2..292)));
+        sync(&mut proxy, &desired);
+        assert!(kernel(node).maglev.is_empty());
     });
 }
 
@@ -318,7 +350,9 @@ fn what_others_write_into_the_tables_is_found_and_put_right_and_nothing_else_is_
         let desired: Desired = (1..=20)
             .map(|number| {
                 let frontend = format!("10.96.0.{number}:80");
-                let set = port(&[(&frontend, CLUSTER_IP)], &backends(0..number));
+                let node_port = format!("192.0.2.1:{}", 30_000 + number);
+                let frontends = [(&*frontend, CLUSTER_IP), (&*node_port, FrontendKind::NodePort)];
+                let set = port(&frontends, &backends(0..number));
                 (web(&format!("web{number}")), set)
             })
             .collect();
@@ -343,7 +377,18 @@ fn what_others_write_into_the_tables_is_found_and_put_right_and_nothing_else_is_
         let member = members.keys().next().unwrap().unwrap();
         members.remove(&member).unwrap();
         services.remove(&1).unwrap();
-        assert_eq!(proxy.audit().unwrap(), 5);
+        let mut maglev: HashMap<_, MaglevKey, MaglevPart> = HashMap::try_from(open("maglev_v1")).unwrap();
+        let part = maglev.keys().next().unwrap().unwrap();
+        maglev
+            .insert(
+                part,
+                MaglevPart {
+                    slots: [0; MAGLEV_PART],
+                },
+                0,
+            )
+            .unwrap();
+        assert_eq!(proxy.audit().unwrap(), 6);
         assert_eq!(kernel(node), before);
         assert_eq!(proxy.audit().unwrap(), 0);
     });

@@ -14,8 +14,8 @@ mod service;
 pub use connection::{Choice, ChoiceKey, Connection, ConnectionKey, Peer, PeerKey, direction, role, seen};
 pub use endpoint::{Endpoint, Network, endpoint_flag};
 pub use service::{
-    Affinity, AffinityKey, Backend, BackendKey, Frontend, FrontendKey, MemberKey, Service, Source, SourceKey,
-    frontend_flag, place,
+    Affinity, AffinityKey, Backend, BackendKey, Frontend, FrontendKey, MAGLEV_PART, MaglevKey, MaglevPart,
+    MemberKey, Service, Source, SourceKey, frontend_flag, maglev_places, place,
 };
 
 /// Most entries of `frontends_v1`, of `services_v1`, and of `addresses_v1`, whose keys are the ClusterIPs ([`Address`]) and
@@ -23,6 +23,8 @@ pub use service::{
 pub const MAX_FRONTENDS: u32 = 65_536;
 /// Most entries of `backends_v1`, and of `members_v1`.
 pub const MAX_BACKENDS: u32 = 262_144;
+/// Most entries of `maglev_v1`.
+pub const MAX_MAGLEV: u32 = 65_536;
 /// Most entries of each table that forgets its oldest: `affinity_v1`, `socket_peers_v1`, `socket_choices_v1`.
 pub const MAX_REMEMBERED: u32 = 65_536;
 /// Most entries of `connections_v1`; a connection takes two of them, or four when its source is translated as well.
@@ -46,7 +48,7 @@ pub const SCTP: u8 = 132;
 ///
 /// Four words in network order as they stand in memory, like `in6_addr.s6_addr32` (include/uapi/linux/in6.h).
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct Address {
     /// The 16 bytes, in network order.
     pub words: [u32; 4],
@@ -103,6 +105,20 @@ impl Address {
             chunk.copy_from_slice(&word.to_ne_bytes());
         }
         core::net::Ipv6Addr::from(bytes).to_canonical()
+    }
+}
+
+/// As `core::net` orders them within a family: what is sorted there is sorted here.
+impl Ord for Address {
+    fn cmp(&self, other: &Self) -> core::cmp::Ordering {
+        let numbers = |address: &Self| address.words.map(u32::from_be);
+        numbers(self).cmp(&numbers(other))
+    }
+}
+
+impl PartialOrd for Address {
+    fn partial_cmp(&self, other: &Self) -> Option<core::cmp::Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -238,6 +254,8 @@ mod user {
         crate::BackendKey,
         crate::Backend,
         crate::MemberKey,
+        crate::MaglevKey,
+        crate::MaglevPart,
         crate::AffinityKey,
         crate::Affinity,
         crate::PeerKey,
@@ -277,6 +295,23 @@ mod tests {
             Address::v4(u32::from_ne_bytes([10, 96, 0, 1])).to_ip(),
             "10.96.0.1".parse::<IpAddr>().unwrap()
         );
+    }
+
+    #[test]
+    fn addresses_are_ordered_as_core_net_does() {
+        for (less, more) in [
+            ("10.0.0.1", "10.0.0.2"),
+            ("10.0.0.255", "10.0.1.0"),
+            ("9.255.255.255", "10.0.0.0"),
+            ("fd00::1:0", "fd00::2:0"),
+            ("fd00::ffff", "fd01::"),
+        ] {
+            let [less, more] = [less, more].map(|text| text.parse::<IpAddr>().unwrap());
+            assert!(
+                less < more && Address::from(less) < Address::from(more),
+                "{less} {more}"
+            );
+        }
     }
 
     #[test]

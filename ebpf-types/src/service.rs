@@ -104,6 +104,48 @@ pub mod place {
     pub const OUTSIDE: u8 = 2;
 }
 
+/// How many places of a set's table stand in one entry of `maglev_v1`.
+pub const MAGLEV_PART: usize = 256;
+
+/// How many places the table of a set with `count` backends has: a prime, and so many more than backends that each gets its
+/// share to a few hundredths. 0: no table, where there is nothing to choose or too much.
+///
+/// Both sides go by it, so a table needs no entry that says its size.
+#[inline(always)]
+pub const fn maglev_places(count: u32) -> u32 {
+    match count {
+        0 | 1 => 0,
+        2..=8 => 251,
+        9..=64 => 4_093,
+        65..=640 => 32_749,
+        641..=32_768 => 65_521,
+        _ => 0,
+    }
+}
+
+/// Key of `maglev_v1`: a part of a set's table.
+///
+/// A packet from another host finds its backend by a hash of who sent it, in a table that is the same on all nodes but for the
+/// numbers of the slots (Eisenbud et al., "Maglev", NSDI 2016, section 3.4): whichever node it comes to, it goes the same
+/// way, and few go another way when backends come or go. Sets that no other host is served by have none.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct MaglevKey {
+    /// The set's id.
+    pub service: u32,
+    /// Which [`MAGLEV_PART`] places, from 0.
+    pub part: u32,
+}
+
+/// Value of `maglev_v1`: for each place a slot of the set. One that does not exist, as for a moment while the set changes, leads
+/// nowhere, and the backend is picked at random.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct MaglevPart {
+    /// Numbers of slots.
+    pub slots: [u16; MAGLEV_PART],
+}
+
 /// Key of `members_v1`: says of an endpoint that it belongs to a set now. What remembers an endpoint (session affinity,
 /// a socket's choice, a UDP flow) asks here before it goes on using it, so nothing has to be searched for and
 /// deleted when an endpoint goes. The value is the endpoint's [`place`](Backend::place) as `u32`.
@@ -187,6 +229,7 @@ const _: () = {
     assert!(size_of::<BackendKey>() == 12);
     assert!(size_of::<Backend>() == 20);
     assert!(core::mem::offset_of!(Backend, place) == 18);
+    assert!(size_of::<MaglevPart>() == 2 * MAGLEV_PART);
     assert!(size_of::<MemberKey>() == 24);
     assert!(size_of::<SourceKey>() == 24);
     assert!(size_of::<AffinityKey>() == 20);

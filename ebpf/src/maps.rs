@@ -1,4 +1,4 @@
-//! The pinned maps. Who writes which: frontends, addresses, services, backends, members, sources, endpoints and node are the
+//! The pinned maps. Who writes which: frontends, addresses, services, backends, maglev, members, sources, endpoints and node are the
 //! daemon's; the rest is written here and expired by the daemon.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
@@ -7,7 +7,8 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use sluice_ebpf_types::{
     Address, Affinity, AffinityKey, Backend, BackendKey, Choice, ChoiceKey, Connection, ConnectionKey,
     Endpoint, Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_COUNTERS, MAX_ENDPOINTS,
-    MAX_FRONTENDS, MAX_REMEMBERED, MAX_SOURCES, MemberKey, Node, Peer, PeerKey, Service, Source,
+    MAX_FRONTENDS, MAX_MAGLEV, MAX_REMEMBERED, MAX_SOURCES, MaglevKey, MaglevPart, MemberKey, Node, Peer,
+    PeerKey, Service, Source,
 };
 
 #[map(name = "frontends_v1")]
@@ -21,6 +22,9 @@ pub static SERVICES: HashMap<u32, Service> = HashMap::pinned(MAX_FRONTENDS, BPF_
 
 #[map(name = "backends_v1")]
 pub static BACKENDS: HashMap<BackendKey, Backend> = HashMap::pinned(MAX_BACKENDS, BPF_F_NO_PREALLOC);
+
+#[map(name = "maglev_v1")]
+pub static MAGLEV: HashMap<MaglevKey, MaglevPart> = HashMap::pinned(MAX_MAGLEV, BPF_F_NO_PREALLOC);
 
 #[map(name = "members_v1")]
 pub static MEMBERS: HashMap<MemberKey, u32> = HashMap::pinned(MAX_BACKENDS, BPF_F_NO_PREALLOC);

@@ -11,7 +11,7 @@ use sluice_ebpf_types::{
     Address, Backend, Choice, ChoiceKey, Counter, Frontend, FrontendKey, Peer, PeerKey, TCP, frontend_flag,
 };
 
-use crate::balance::{choose, member};
+use crate::balance::{By, choose, member};
 use crate::counters::count;
 use crate::maps::{ADDRESSES, FRONTENDS, NODE, SOCKET_CHOICES, SOCKET_PEERS};
 
@@ -203,7 +203,11 @@ fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     if is_forbidden(&found) {
         return forbid();
     }
-    let Some(backend) = choose(found.socket_service, || Address::netns(netns_cookie(ctx))) else {
+    let Some(backend) = choose(
+        found.socket_service,
+        || Address::netns(netns_cookie(ctx)),
+        By::Chance,
+    ) else {
         return none_for(ctx, &found);
     };
     redirect::<F>(ctx, cookie(ctx), &named, &backend.address, backend.port);
@@ -239,9 +243,11 @@ fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
             return ALLOW;
         }
     }
-    let Some(Backend { address, port, .. }) =
-        choose(found.socket_service, || Address::netns(netns_cookie(ctx)))
-    else {
+    let Some(Backend { address, port, .. }) = choose(
+        found.socket_service,
+        || Address::netns(netns_cookie(ctx)),
+        By::Chance,
+    ) else {
         return none_for(ctx, &found);
     };
     let _ = SOCKET_CHOICES.insert(

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use sluice_ebpf_types::{Backend, Counter, Frontend, UDP, direction, frontend_flag, role};
 
-use crate::balance::{admits, choose};
+use crate::balance::{By, admits, choose};
 use crate::connections::{
     Origin, create, find, find_off_stack, frontend_key, note_client, note_reply, refuser, remove, stale,
     touch,
@@ -154,7 +154,13 @@ fn from_network(packet: &Packet, frontend: &Frontend) -> Verdict {
     if !admits(frontend, &packet.source) {
         return Verdict::Drop(Counter::DroppedSource);
     }
-    if let Some(backend) = choose(frontend.service, || packet.source) {
+    let hash = By::hash(
+        &packet.source,
+        packet.source_port,
+        packet.destination_port,
+        packet.protocol,
+    );
+    if let Some(backend) = choose(frontend.service, || packet.source, hash) {
         return Verdict::To(backend, Counter::DeviceConnections);
     }
     if flags & frontend_flag::DROP_WHEN_EMPTY != 0 {
@@ -181,7 +187,7 @@ fn from_pod(packet: &Packet, frontend: &Frontend) -> Verdict {
     if !admits(frontend, &packet.source) {
         return Verdict::Drop(Counter::DroppedSource);
     }
-    if let Some(backend) = choose(frontend.socket_service, || packet.source) {
+    if let Some(backend) = choose(frontend.socket_service, || packet.source, By::Chance) {
         return Verdict::To(backend, Counter::PodConnections);
     }
     if flags & frontend_flag::DROP_WHEN_EMPTY != 0 {

@@ -1,6 +1,6 @@
 //! From one Service and its endpoints to the [`ServicePort`]s this node programs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -187,19 +187,20 @@ pub fn local_ready(
     view: &NodeView,
 ) -> Vec<IpAddr> {
     let candidates = Candidates::find(cluster, service, port, family, view);
-    let here = candidates.ready.into_keys();
+    let here = candidates.ready.into_iter().map(|(backend, _)| backend);
     here.filter(|backend| backend.place == Place::ThisNode)
         .map(|backend| backend.address.ip())
         .collect()
 }
 
 /// The endpoints behind one port of a Service in one family, by what they are good for.
+/// Sorted, each once: lists, since one of thousands of endpoints is gathered anew at each change, and they come nearly sorted.
 #[derive(Default)]
 struct Candidates {
     /// Those that take new connections, each with its hints.
-    ready: BTreeMap<Backend, Option<Arc<Hints>>>,
+    ready: Vec<(Backend, Option<Arc<Hints>>)>,
     /// Those that still serve on their way out: better than none (requirement S9).
-    leaving: BTreeSet<Backend>,
+    leaving: Vec<Backend>,
 }
 
 impl Candidates {
@@ -246,6 +247,17 @@ impl Candidates {
                 }
             }
         }
+        found.ready.sort_by_key(|(backend, _)| *backend);
+        // The last word on one that is in several slices counts.
+        found.ready.dedup_by(|later, earlier| {
+            let same = later.0 == earlier.0;
+            if same {
+                std::mem::swap(later, earlier);
+            }
+            same
+        });
+        found.leaving.sort();
+        found.leaving.dedup();
         found
     }
 
@@ -255,9 +267,9 @@ impl Candidates {
             place: view.place(endpoint.address, endpoint.node.as_deref()),
         };
         if endpoint.ready && !endpoint.terminating {
-            self.ready.insert(backend, endpoint.hints.clone());
+            self.ready.push((backend, endpoint.hints.clone()));
         } else if endpoint.serving && endpoint.terminating {
-            self.leaving.insert(backend);
+            self.leaving.push(backend);
         }
     }
 
@@ -271,7 +283,7 @@ impl Candidates {
 
     /// Hints are advice for traffic that may go anywhere; what must stay on the node follows none.
     fn chosen(&self, scope: Scope, view: &NodeView) -> Vec<Backend> {
-        let hints = self.ready.values().map(Option::as_deref);
+        let hints = self.ready.iter().map(|(_, hints)| hints.as_deref());
         let near = Nearness::of(hints, &view.name, view.zone.as_deref());
         let fits = |backend: &Backend, hints: Option<&Hints>| match scope {
             Scope::Cluster => near.admits(hints),

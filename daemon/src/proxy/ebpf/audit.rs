@@ -20,6 +20,7 @@ pub(super) fn audit(services: &Services, tables: &mut Tables) -> Result<usize> {
     mended += mend(&mut tables.backends, services.sets().flat_map(|set| set.slots()))?;
     let in_kernel = services.sets().filter_map(|set| Some((set.id, set.service()?)));
     mended += mend(&mut tables.services, in_kernel)?;
+    mended += mend(&mut tables.maglev, services.maglev().entries(services.sets()))?;
     mended += mend(&mut tables.addresses, services.addresses().iter())?;
     mended += services.sources().audit(tables)?;
     mended += mend(&mut tables.frontends, services.frontends())?;

@@ -2,7 +2,7 @@
 //!
 //! Owns `services_v1`, `backends_v1` and `members_v1`. Knows nothing of frontends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use anyhow::Result;
@@ -114,15 +114,16 @@ impl BackendSet {
         Ok(backends)
     }
 
-    /// Brings the set to these backends; true if something changed.
+    /// Brings the set to these backends, which are sorted and without duplicates; true if something changed.
     ///
     /// # Errors
     /// The kernel's; what the programs see is then the old set, or the new one.
     pub fn set(&mut self, tables: &mut Tables, wanted: &[Backend], affinity_seconds: u32) -> Result<bool> {
-        let now: BTreeSet<Backend> = self.backends.iter().copied().collect();
-        let wanted_set: BTreeSet<Backend> = wanted.iter().copied().collect();
+        let mut now = self.backends.clone();
+        // Stable, which is quick where little changed since the slots were given.
+        now.sort();
         let steady = self.generation != 0 && self.intact;
-        if steady && now == wanted_set {
+        if steady && now == wanted {
             if self.affinity_seconds == affinity_seconds {
                 return Ok(false);
             }
@@ -130,19 +131,14 @@ impl BackendSet {
             self.enact(tables, generation, count, affinity_seconds)?;
             return Ok(true);
         }
-        let added: Vec<Backend> = wanted_set.difference(&now).copied().collect();
-        let removed: Vec<Backend> = now.difference(&wanted_set).copied().collect();
+        let added = without(wanted, &now);
+        let removed = without(&now, wanted);
         let few = (added.len() + removed.len()) * SMALL_PART <= self.backends.len();
         let one = added.len() <= 1 && removed.len() <= 1;
         if steady && self.affinity_seconds == affinity_seconds && (one || few && now.len() >= LARGE) {
-            self.step_by_step(tables, added, removed)?;
+            self.step_by_step(tables, added, &removed)?;
         } else {
-            self.switch(
-                tables,
-                wanted_set.into_iter().collect(),
-                &removed,
-                affinity_seconds,
-            )?;
+            self.switch(tables, wanted.to_vec(), &removed, affinity_seconds)?;
         }
         Ok(true)
     }
@@ -223,16 +219,14 @@ impl BackendSet {
         &mut self,
         tables: &mut Tables,
         mut added: Vec<Backend>,
-        removed: Vec<Backend>,
+        removed: &[Backend],
     ) -> Result<()> {
-        let mut slots: BTreeMap<Backend, usize> = self
-            .backends
-            .iter()
-            .enumerate()
-            .map(|(slot, backend)| (*backend, slot))
+        // Where those are that go.
+        let mut slots: BTreeMap<Backend, usize> = (self.backends.iter().copied().zip(0..))
+            .filter(|(backend, _)| removed.binary_search(backend).is_ok())
             .collect();
         for gone in removed {
-            let Some(slot) = slots.remove(&gone) else { continue };
+            let Some(slot) = slots.remove(gone) else { continue };
             if let Some(new) = added.pop() {
                 self.write_slot(tables, self.generation, slot, &new)?;
                 self.backends[slot] = new;
@@ -242,13 +236,13 @@ impl BackendSet {
                 if slot != last {
                     let moved = self.backends[last];
                     self.write_slot(tables, self.generation, slot, &moved)?;
-                    slots.insert(moved, slot);
+                    slots.entry(moved).and_modify(|at| *at = slot);
                 }
                 self.backends.swap_remove(slot);
                 self.enact(tables, self.generation, last, self.affinity_seconds)?;
                 tables.backends.remove(&self.slot(self.generation, last))?;
             }
-            self.forget_member(tables, &gone)?;
+            self.forget_member(tables, gone)?;
         }
         for new in added {
             let slot = self.backends.len();
@@ -370,4 +364,14 @@ impl BackendSet {
         mend(&mut tables.members, sets.values().flat_map(Self::members))?;
         Ok(sets)
     }
+}
+
+/// Those that `others` does not have; both are sorted, and so is what comes of it.
+fn without(backends: &[Backend], others: &[Backend]) -> Vec<Backend> {
+    let mut others = others.iter().peekable();
+    let is_other = |backend: &&Backend| {
+        while others.next_if(|other| other < backend).is_some() {}
+        others.peek() != Some(backend)
+    };
+    backends.iter().filter(is_other).copied().collect()
 }

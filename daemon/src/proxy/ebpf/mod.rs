@@ -19,6 +19,7 @@ mod devices;
 mod endpoints;
 mod expiry;
 mod link;
+mod maglev;
 mod namespaces;
 mod object;
 mod pod_devices;

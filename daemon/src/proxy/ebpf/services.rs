@@ -14,6 +14,7 @@ use sluice_ebpf_types::{Frontend, FrontendKey, UDP};
 
 use super::addresses::{Addresses, is_cluster_ip};
 use super::backend_set::{BackendSet, NewSet};
+use super::maglev::Maglev;
 use super::sources::Sources;
 use super::tables::Tables;
 use super::wanted;
@@ -66,6 +67,7 @@ pub(super) struct Services {
     holders: HashMap<FrontendKey, Holder>,
     addresses: Addresses,
     sources: Sources,
+    maglev: Maglev,
     next_id: u32,
     /// The node's own addresses: whether its own sockets are within a Service's source ranges.
     node_addresses: Vec<IpAddr>,
@@ -117,6 +119,7 @@ impl Services {
             holders,
             addresses,
             sources: Sources::read(tables)?,
+            maglev: Maglev::read(tables)?,
             next_id,
             node_addresses: Vec::new(),
             retry: BTreeSet::new(),
@@ -155,6 +158,11 @@ impl Services {
     /// Who may connect to those of them that are restricted.
     pub fn sources(&self) -> &Sources {
         &self.sources
+    }
+
+    /// Which of them pick alike on all nodes.
+    pub fn maglev(&self) -> &Maglev {
+        &self.maglev
     }
 
     fn all_entries(&self) -> impl Iterator<Item = &Entry> {
@@ -372,6 +380,11 @@ impl Services {
         let had_backends = !entry.set.backends().is_empty();
         let mut changed = entry.set.set(tables, &backends, wanted::affinity_seconds(port))?;
         upheaval.udp_lost |= udp && changed && had_backends;
+        let external = port
+            .frontends
+            .iter()
+            .any(|frontend| frontend.kind != FrontendKind::ClusterIp);
+        changed |= self.maglev.set(tables, &entry.set, external, changed)?;
 
         let cluster = (key.scope == Scope::Local)
             .then(|| ServicePortKey {
@@ -460,6 +473,7 @@ impl Services {
             upheaval.udp_lost |= frontend.protocol == UDP;
         }
         self.sources.set(tables, entry.set.id, &[])?;
+        self.maglev.remove(tables, entry.set.id)?;
         entry.set.remove(tables)
     }
 

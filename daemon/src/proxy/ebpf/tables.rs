@@ -10,7 +10,8 @@ use aya::{Ebpf, Pod};
 use sluice_ebpf_types::{
     Address, Affinity, AffinityKey, Backend, BackendKey, Choice, ChoiceKey, Connection, ConnectionKey,
     Counter, Endpoint, Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_ENDPOINTS, MAX_FRONTENDS,
-    MAX_REMEMBERED, MAX_SOURCES, MemberKey, Node, Peer, PeerKey, Service, SourceKey,
+    MAX_MAGLEV, MAX_REMEMBERED, MAX_SOURCES, MaglevKey, MaglevPart, MemberKey, Node, Peer, PeerKey, Service,
+    SourceKey,
 };
 
 use super::batch;
@@ -140,6 +141,7 @@ pub(super) struct Tables {
     pub addresses: Table<Address, u32>,
     pub services: Table<u32, Service>,
     pub backends: Table<BackendKey, Backend>,
+    pub maglev: Table<MaglevKey, MaglevPart>,
     pub members: Table<MemberKey, u32>,
     pub sources: Table<SourceKey, u32>,
     pub endpoints: Table<Address, Endpoint>,
@@ -234,6 +236,7 @@ impl Tables {
             addresses: Table::take(ebpf, "addresses_v1", MAX_FRONTENDS)?,
             services: Table::take(ebpf, "services_v1", MAX_FRONTENDS)?,
             backends: Table::take(ebpf, "backends_v1", MAX_BACKENDS)?,
+            maglev: Table::take(ebpf, "maglev_v1", MAX_MAGLEV)?,
             members: Table::take(ebpf, "members_v1", MAX_BACKENDS)?,
             sources: Table::take(ebpf, "sources_v1", MAX_SOURCES)?,
             endpoints: Table::take(ebpf, "endpoints_v1", MAX_ENDPOINTS)?,
@@ -266,6 +269,7 @@ impl Tables {
             self.addresses.fill()?,
             self.services.fill()?,
             self.backends.fill()?,
+            self.maglev.fill()?,
             self.members.fill()?,
             self.sources.fill()?,
             self.endpoints.fill()?,

@@ -75,10 +75,12 @@ pub(super) fn frontends(
         .collect()
 }
 
-/// A Service port's backends as they stand in slots, sorted.
+/// A Service port's backends as they stand in slots, sorted, without duplicates.
 pub(super) fn backends(port: &ServicePort) -> Vec<Backend> {
     let mut backends: Vec<_> = port.backends.iter().map(backend).collect();
-    backends.sort_unstable();
+    // Stable, which costs little where they come sorted, as from Services they do.
+    backends.sort();
+    backends.dedup();
     backends
 }
 
