@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics says what failed")]
 
+mod anything;
 mod bandwidth;
 mod check;
 mod crash;

@@ -1,6 +1,7 @@
 //! A node and its pods: namespaces held open by file descriptors alone, so that they vanish with the test however it
 //! ends, and the plugin called in them as a runtime would.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -200,7 +201,7 @@ impl Node {
         self.start_with(&variables, stdin.as_bytes())
     }
 
-    pub fn start_with(&self, variables: &[(&str, &str)], stdin: &[u8]) -> Child {
+    pub fn start_with<V: AsRef<OsStr>>(&self, variables: &[(&str, V)], stdin: &[u8]) -> Child {
         let mut child = self.spawn(variables);
         // The plugin may end before it has read all.
         let _ = child.stdin.take().unwrap().write_all(stdin);
@@ -208,16 +209,18 @@ impl Node {
     }
 
     /// The process, which waits for its config.
-    pub fn spawn(&self, variables: &[(&str, &str)]) -> Child {
-        self.namespace.run(|| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
-            command.env_clear().envs(variables.iter().copied());
-            command
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped());
-            command.spawn().unwrap()
-        })
+    pub fn spawn<V: AsRef<OsStr>>(&self, variables: &[(&str, V)]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command
+            .env_clear()
+            .envs(variables.iter().map(|(name, value)| (name, value)));
+        // Whatever a call writes by mistake is found there.
+        command.current_dir(self.directory.path());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.namespace.run(|| command.spawn().unwrap())
     }
 
     pub fn call(&self, verb: &str, id: &str, netns: &Path, stdin: &str) -> Answer {

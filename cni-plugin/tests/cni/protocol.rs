@@ -137,7 +137,7 @@ fn bad_variables_are_named() {
 #[test]
 fn without_a_verb_a_human_gets_one_line() {
     let node = Node::new(&DUAL);
-    let answer = finish(node.start_with(&[], b""));
+    let answer = finish(node.start_with::<&str>(&[], b""));
     assert!(!answer.success);
     assert_eq!(answer.stdout, "");
     assert_eq!(answer.stderr.lines().count(), 1);
