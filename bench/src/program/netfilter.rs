@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use sluice_daemon::datastore::Event;
 use sluice_daemon::proxy::iptables::IptablesProxy;
 use sluice_daemon::proxy::nftables::NftablesProxy;
@@ -20,6 +21,9 @@ use crate::chains::{ServicePort, Tool};
 use crate::cluster::{self, Shape};
 use crate::figures::Samples;
 use crate::namespaces;
+
+/// Where all endpoints are: who connects to them from elsewhere is masqueraded, as in kube-proxy's shape.
+const POD_NETWORK: &str = "10.128.0.0/9";
 
 /// Who programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,23 +68,26 @@ pub struct Measured {
     /// In kube-proxy's shape.
     pub chains_all: Samples,
     pub chains_change: Samples,
+    /// Rules in the kernel for each Service, where the way is one of rules.
+    pub rules: Option<f64>,
+    pub chains_rules: Option<f64>,
 }
 
-/// Measures on a node made for it.
+/// Measures on a node made for it; `beside` kube-proxy's shape if that is asked for.
 ///
 /// # Errors
 /// Not root, no nft(8) or iptables(8), or a kernel without what they need.
-pub fn measure(way: Way, shape: Shape, changes: usize) -> Result<Measured> {
+pub fn measure(way: Way, shape: Shape, changes: usize, beside: bool) -> Result<Measured> {
     thread::scope(|scope| {
         let node = scope.spawn(|| {
             namespaces::enter()?;
-            on_node(way, shape, changes)
+            on_node(way, shape, changes, beside)
         });
         node.join().map_err(|_| anyhow!("the node's thread panicked"))?
     })
 }
 
-fn on_node(way: Way, shape: Shape, changes: usize) -> Result<Measured> {
+fn on_node(way: Way, shape: Shape, changes: usize, beside: bool) -> Result<Measured> {
     let mut measured = Measured {
         way,
         shape,
@@ -88,25 +95,18 @@ fn on_node(way: Way, shape: Shape, changes: usize) -> Result<Measured> {
         change: Samples::default(),
         chains_all: Samples::default(),
         chains_change: Samples::default(),
+        rules: None,
+        chains_rules: None,
     };
-    let tool = way.tool();
-    let ports = ServicePort::all(shape);
-    let began = Instant::now();
-    tool.load(&ports)?;
-    measured.chains_all.add(began.elapsed());
-    for round in 0..changes.min(20) {
-        let service = u32::try_from(round)? % shape.services;
-        let address = Ipv4Addr::new(10, 200, 0, (round % 250 + 1) as u8);
-        let newcomer = (format!("n{round}"), SocketAddrV4::new(address, 8080));
-        let port = ServicePort::of(shape, service, Some(newcomer));
-        let began = Instant::now();
-        tool.reload(&port)?;
-        measured.chains_change.add(began.elapsed());
+    if beside {
+        in_their_shape(&mut measured, changes.min(20))?;
     }
-    tool.remove()?;
 
     let mut proxy = way.open()?;
-    proxy.adjust(&Surroundings::default())?;
+    proxy.adjust(&Surroundings {
+        pod_networks: vec![POD_NETWORK.parse()?],
+        ..Surroundings::default()
+    })?;
     let (view, mut cluster, mut services) = (NodeView::default(), Cluster::default(), Services::default());
     // As from an event on: what the daemon makes of it is in the figure.
     let everything = cluster::everything(shape)?;
@@ -126,7 +126,42 @@ fn on_node(way: Way, shape: Shape, changes: usize) -> Result<Measured> {
         sync(proxy.as_mut(), &services, &Dirty::Only(changed.keys))?;
         measured.change.add(began.elapsed());
     }
+    measured.rules = rules_each(way, shape)?;
     Ok(measured)
+}
+
+/// The same Services in kube-proxy's shape.
+fn in_their_shape(measured: &mut Measured, changes: usize) -> Result<()> {
+    let (tool, shape) = (measured.way.tool(), measured.shape);
+    let ports = ServicePort::all(shape);
+    let began = Instant::now();
+    tool.load(&ports)?;
+    measured.chains_all.add(began.elapsed());
+    for round in 0..changes {
+        let service = u32::try_from(round)? % shape.services;
+        let address = Ipv4Addr::new(10, 200, 0, (round % 250 + 1) as u8);
+        let newcomer = (format!("n{round}"), SocketAddrV4::new(address, 8080));
+        let port = ServicePort::of(shape, service, Some(newcomer));
+        let began = Instant::now();
+        tool.reload(&port)?;
+        measured.chains_change.add(began.elapsed());
+    }
+    measured.chains_rules = rules_each(measured.way, shape)?;
+    tool.remove()
+}
+
+/// How many rules iptables has for each Service.
+fn rules_each(way: Way, shape: Shape) -> Result<Option<f64>> {
+    let Tool::Iptables(flavour) = way.tool() else {
+        return Ok(None);
+    };
+    let tool = format!("iptables-{flavour}-save");
+    let saved = Command::new(&tool)
+        .output()
+        .with_context(|| format!("starting {tool}"))?;
+    let text = String::from_utf8_lossy(&saved.stdout);
+    let rules = text.lines().filter(|line| line.starts_with("-A ")).count();
+    Ok(Some(rules as f64 / f64::from(shape.services)))
 }
 
 fn fold(cluster: &mut Cluster, event: Event) -> BTreeSet<sluice_daemon::state::objects::ObjectName> {

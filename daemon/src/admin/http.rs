@@ -130,6 +130,12 @@ fn exposition(status: &Status) -> String {
         &one(u128::from(status.removals.groups)),
     );
     metric(
+        "sluice_service_syncs_total",
+        "counter",
+        "How often Services were programmed, all of them or what changed.",
+        &one(u128::from(status.proxy.syncs)),
+    );
+    metric(
         "sluice_service_ports",
         "gauge",
         "Service ports programmed.",

@@ -95,6 +95,9 @@ pub struct Proxy {
     pub frontends: usize,
     /// Backends programmed.
     pub backends: usize,
+    /// How often something of them was programmed since the daemon started.
+    #[serde(default)]
+    pub syncs: u64,
 }
 
 /// One pool of pod addresses.

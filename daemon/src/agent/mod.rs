@@ -135,6 +135,7 @@ pub struct Agent {
     /// How this node does, for whoever tells the cluster.
     health: watch::Sender<NodeHealth>,
     synced: bool,
+    syncs: u64,
     drift_repaired: u64,
     removals: Arc<removals::Counts>,
     /// What is wrong, by who found it; each finder replaces its own.
@@ -217,6 +218,7 @@ impl Agent {
             health_listeners: watch::Sender::default(),
             health: watch::Sender::default(),
             synced: false,
+            syncs: 0,
             drift_repaired: 0,
             removals,
             problems: BTreeMap::new(),
@@ -257,6 +259,9 @@ impl Agent {
                     let Some(event) = event else { return };
                     folded = true;
                     self.fold(event);
+                    if let Some(more) = self.gathers() {
+                        tokio::time::sleep(more).await;
+                    }
                     while let Ok(event) = inputs.events.try_recv() {
                         self.fold(event);
                     }

@@ -78,6 +78,7 @@ impl Agent {
                 service_ports: sets.len() - self.service_failures.len().min(sets.len()),
                 frontends: sets.values().map(|set| set.frontends.len()).sum(),
                 backends: sets.values().map(|set| set.backends.len()).sum(),
+                syncs: self.syncs,
             },
             masquerade: self
                 .masquerade

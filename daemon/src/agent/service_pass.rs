@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 
@@ -58,6 +58,7 @@ impl Agent {
         match proxy.sync(self.services.sets(), &dirty) {
             Ok(report) => {
                 self.synced = true;
+                self.syncs += 1;
                 // Only now that this one serves.
                 if self.others == Others::Unknown {
                     self.others = if dataplane::retire_others(proxy.name()) {
@@ -100,6 +101,12 @@ impl Agent {
                 false
             }
         }
+    }
+
+    /// How long further changes are waited for, so that they share a sync with what changed now.
+    pub(super) fn gathers(&self) -> Option<Duration> {
+        let waits = self.synced && !self.dirty.services.is_empty();
+        self.proxy.as_ref().filter(|_| waits)?.gathers()
     }
 
     /// Folds touched Services into balanced sets again; says which sets that may have changed.

@@ -146,6 +146,11 @@ pub trait Proxy: Send {
         dirty: &Dirty,
     ) -> anyhow::Result<SyncReport>;
 
+    /// How long changes are gathered before a sync; none where one costs what it changes.
+    fn gathers(&self) -> Option<Duration> {
+        None
+    }
+
     /// Reads back what the kernel holds of everything that was synced and puts right what differs, which somebody else must
     /// have changed; says how many entries that were.
     ///

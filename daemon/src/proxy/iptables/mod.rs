@@ -1,19 +1,22 @@
 //! Services in iptables: for hosts whose kernel has no nf_tables, and for operators whose tools know iptables alone.
 //!
 //! All is in chains called `SLUICE-*` of the tables `nat` and `filter`, in the flavour that is at work on the host. What is wanted is
-//! drawn as a whole ([`chains`]) and compared with what stands there, chain by chain; only chains that differ are written
-//! ([`script`]). The tables are the memory: a starting daemon reads them back. Connections are kept by the kernel's connection
+//! drawn ([`drawing`]): all of it, or the chains that a change may have touched. It is compared with what stands there, chain by chain,
+//! and only chains that differ are written ([`script`]). The tables are the memory: a starting daemon reads them back. Connections are kept by the kernel's connection
 //! tracking.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use self::chains::{Chains, Table};
+use self::drawing::Drawing;
 use self::script::Known;
-use crate::proxy::netfilter::plan::{self, Plans};
+use crate::proxy::netfilter::plan::{self, Plans, Update};
 use crate::proxy::netfilter::wire::Netfilter;
 use crate::proxy::netfilter::{conntrack, loopback};
 use crate::proxy::{Connection, Dirty, Programmed, Proxy, Surroundings, SyncReport};
@@ -21,6 +24,9 @@ use crate::state::service_port::{Family, FrontendKind, ServicePort, ServicePortK
 use crate::xtables::{self, Tool};
 
 mod chains;
+mod drawing;
+mod part;
+mod rule;
 mod script;
 mod tree;
 
@@ -32,7 +38,13 @@ pub struct IptablesProxy {
     firewalls: Vec<Firewall>,
     surroundings: Surroundings,
     plans: Plans,
+    /// How long the last sync took.
+    took: Duration,
 }
+
+/// A tool is started for each sync, and the legacy flavour's writes whole tables: changes are gathered as long as one takes, but as
+/// long as this at least and at most.
+const GATHER: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_millis(200);
 
 /// The tables of one family.
 struct Firewall {
@@ -75,6 +87,17 @@ impl Firewall {
         self.known = Some(Known::of(wanted));
         Ok(())
     }
+
+    /// Brings the chains that `update` touched to what is drawn.
+    fn follow(&mut self, mut known: Known, drawing: &Drawing<'_>, update: &Update) -> Result<()> {
+        let (extent, wanted) = drawing.changed(update, &known.trees());
+        if let Some(text) = script::change(&known.within(&extent), &wanted) {
+            self.tool.restore(&text)?;
+            known.put(&extent, &wanted);
+        }
+        self.known = Some(known);
+        Ok(())
+    }
 }
 
 impl IptablesProxy {
@@ -93,6 +116,7 @@ impl IptablesProxy {
             firewalls,
             surroundings: Surroundings::default(),
             plans: Plans::default(),
+            took: Duration::ZERO,
         })
     }
 
@@ -120,17 +144,22 @@ impl IptablesProxy {
         self.firewalls.first().map_or("", |firewall| firewall.tool.name())
     }
 
-    fn draw(&self, family: Family) -> Chains {
-        chains::draw(&self.plans, &self.surroundings, family)
+    /// Brings all tables to what is wanted.
+    fn apply(&mut self) -> Result<()> {
+        for firewall in &mut self.firewalls {
+            let wanted = Drawing::new(&self.plans, &self.surroundings, firewall.family).all();
+            firewall.apply(&wanted)?;
+        }
+        Ok(())
     }
 
-    /// Brings all families to what is wanted that `concerns` says are to be looked at.
-    fn apply(&mut self, concerns: impl Fn(Family) -> bool) -> Result<()> {
-        for number in 0..self.firewalls.len() {
-            let firewall = &self.firewalls[number];
-            if firewall.known.is_none() || concerns(firewall.family) {
-                let wanted = self.draw(firewall.family);
-                self.firewalls[number].apply(&wanted)?;
+    /// The same, where all is as it was before `update`.
+    fn follow(&mut self, update: &Update) -> Result<()> {
+        for firewall in &mut self.firewalls {
+            let drawing = Drawing::new(&self.plans, &self.surroundings, firewall.family);
+            match firewall.known.take() {
+                Some(known) => firewall.follow(known, &drawing, update)?,
+                None => firewall.apply(&drawing.all())?,
             }
         }
         Ok(())
@@ -151,7 +180,7 @@ impl Proxy for IptablesProxy {
         };
         // What is programmed before the first sync stays until then: it is a former daemon's, and served.
         if self.plans.iter().next().is_some() {
-            self.apply(|_| true)?;
+            self.apply()?;
         }
         Ok(())
     }
@@ -160,10 +189,18 @@ impl Proxy for IptablesProxy {
         Ok(())
     }
 
+    fn gathers(&self) -> Option<Duration> {
+        Some(self.took.clamp(*GATHER.start(), *GATHER.end()))
+    }
+
     fn sync(&mut self, desired: &Desired, dirty: &Dirty) -> Result<SyncReport> {
+        let began = Instant::now();
         let update = self.plans.update(desired, dirty, |_, _| None);
-        let families: HashSet<Family> = update.changed.iter().map(|key| key.family).collect();
-        self.apply(|family| *dirty == Dirty::All || families.contains(&family))?;
+        match dirty {
+            Dirty::All => self.apply()?,
+            Dirty::Only(_) => self.follow(&update)?,
+        }
+        self.took = began.elapsed();
         plan::forget_stale(&self.netfilter, &self.plans, &update)?;
         Ok(self.plans.report(&update))
     }
@@ -173,7 +210,7 @@ impl Proxy for IptablesProxy {
         for number in 0..self.firewalls.len() {
             let firewall = &self.firewalls[number];
             let found = firewall.read()?;
-            let wanted = self.draw(firewall.family);
+            let wanted = Drawing::new(&self.plans, &self.surroundings, firewall.family).all();
             mended += found.differences(&Known::of(&wanted));
             let firewall = &mut self.firewalls[number];
             firewall.known = Some(found);
@@ -197,7 +234,7 @@ impl Proxy for IptablesProxy {
             for (key, plan) in of_family {
                 // A ClusterIP that nobody serves has the one rule for all its ports.
                 let is_there = |(address, kind): &(SocketAddr, FrontendKind)| {
-                    let [port, all] = chains::packets_for(*address, key.protocol);
+                    let [port, all] = rule::packets_for(*address, key.protocol);
                     packets.contains(port.as_str())
                         || *kind == FrontendKind::ClusterIp && packets.contains(all.as_str())
                 };

@@ -6,6 +6,8 @@ use std::fmt::Write;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::chains::{Chains, ENTRANCES, PREFIX, Table};
+use super::drawing::{Extent, ROOTS};
+use super::part::Root;
 use crate::{egress, forward};
 
 /// What a host's tables have: enough to tell what differs, and no more to keep.
@@ -40,6 +42,45 @@ impl Known {
         for (chain, rules) in read(table, saved) {
             self.chains.insert(chain, digest(&rules));
         }
+    }
+
+    /// The trees that there are.
+    pub fn trees(&self) -> BTreeSet<Root> {
+        let there = |(table, root): &Root| self.chains.contains_key(&(*table, (*root).to_owned()));
+        ROOTS.into_iter().filter(there).collect()
+    }
+
+    /// What is known of these chains, and the entrances.
+    pub fn within(&self, extent: &Extent) -> Self {
+        let named = extent
+            .named
+            .iter()
+            .filter_map(|chain| self.chains.get_key_value(chain));
+        let of_trees = extent.trees.iter().flat_map(|root| self.tree(*root));
+        Self {
+            chains: named
+                .chain(of_trees)
+                .map(|(chain, digest)| (chain.clone(), *digest))
+                .collect(),
+            entrances: self.entrances.clone(),
+        }
+    }
+
+    /// Takes down that these chains are as `wanted` now, and the entrances are there.
+    pub fn put(&mut self, extent: &Extent, wanted: &Chains) {
+        for chain in self.within(extent).chains.keys() {
+            self.chains.remove(chain);
+        }
+        let wanted = Self::of(wanted);
+        self.chains.extend(wanted.chains);
+        self.entrances = wanted.entrances;
+    }
+
+    /// The chains of a tree: its top, and those that are called by it and a place in it.
+    fn tree(&self, (table, root): Root) -> impl Iterator<Item = (&(Table, String), &u64)> {
+        self.chains
+            .range((table, root.to_owned())..)
+            .take_while(move |((of, name), _)| *of == table && name.starts_with(root))
     }
 
     /// Whether there is anything of ours.
