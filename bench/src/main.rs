@@ -26,6 +26,10 @@ mod load;
 mod memory;
 mod namespaces;
 #[cfg(feature = "dataplane")]
+mod node;
+#[cfg(feature = "dataplane")]
+mod nodes;
+#[cfg(feature = "dataplane")]
 mod path;
 #[cfg(feature = "dataplane")]
 mod process;
@@ -69,6 +73,9 @@ enum Bench {
     /// Services into the kernel: all from nothing, and one endpoint that changes
     #[cfg(feature = "dataplane")]
     Program(How),
+    /// Other nodes into the kernel: all from nothing, and one that moves
+    #[cfg(feature = "dataplane")]
+    Nodes(How),
     /// A node that takes its state from a real API server: time, memory, and what a change takes
     #[cfg(feature = "dataplane")]
     Datastore(How),
@@ -113,6 +120,8 @@ fn main() -> ExitCode {
         Bench::Service(how) => service::run(&how),
         #[cfg(feature = "dataplane")]
         Bench::Program(how) => program::run(&how),
+        #[cfg(feature = "dataplane")]
+        Bench::Nodes(how) => nodes::run(&how),
         #[cfg(feature = "dataplane")]
         Bench::Datastore(how) => datastore::run(how.quick, &how.results),
         #[cfg(feature = "dataplane")]

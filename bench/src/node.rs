@@ -30,9 +30,9 @@ impl Events {
     }
 }
 
-/// Runs `drive` in a thread beside the owner task, both on a node made for them. It is given where to send events, and the
-/// folder of the pins.
-pub fn on_node<T: Send>(drive: impl FnOnce(&Events, &Path) -> Result<T> + Send) -> Result<T> {
+/// Runs `drive` in a thread beside the owner task, both on a node made for them, which serves Services by eBPF if it `serves` any. It
+/// is given where to send events, and the folder of the pins.
+pub fn on_node<T: Send>(serves: bool, drive: impl FnOnce(&Events, &Path) -> Result<T> + Send) -> Result<T> {
     thread::scope(|scope| {
         let node = scope.spawn(|| {
             namespaces::enter()?;
@@ -42,22 +42,29 @@ pub fn on_node<T: Send>(drive: impl FnOnce(&Events, &Path) -> Result<T> + Send) 
             ip(&format!("address add {NODE_ADDRESS}/24 dev uplink"))?;
             ip("link set uplink up")?;
             ip("link set switch up")?;
-            run(&cgroup, drive)
+            run(serves.then_some(&cgroup), drive)
         });
         node.join().map_err(|_| anyhow!("the node's thread panicked"))?
     })
 }
 
-fn run<T: Send>(cgroup: &Cgroup, drive: impl FnOnce(&Events, &Path) -> Result<T> + Send) -> Result<T> {
+fn run<T: Send>(
+    cgroup: Option<&Cgroup>,
+    drive: impl FnOnce(&Events, &Path) -> Result<T> + Send,
+) -> Result<T> {
     let config = Config {
         node_name: NODE.to_owned(),
         ..Config::default()
     };
-    let proxy = EbpfProxy::open(&Options {
-        cgroup: Some(cgroup.path().to_owned()),
-        pins: Options::PINS.into(),
-        pods: PodNamespaces::none(),
-    })?;
+    let proxy = cgroup
+        .map(|cgroup| {
+            EbpfProxy::open(&Options {
+                cgroup: Some(cgroup.path().to_owned()),
+                pins: Options::PINS.into(),
+                pods: PodNamespaces::none(),
+            })
+        })
+        .transpose()?;
     // As in sluiced: one thread does all the work.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -70,7 +77,7 @@ fn run<T: Send>(cgroup: &Cgroup, drive: impl FnOnce(&Events, &Path) -> Result<T>
         runtime.block_on(async {
             // Named for reports alone: the driver tells what there is.
             let source = Source::Manifests(config.datastore.manifests.directory.clone());
-            let proxy = Some((Box::new(proxy) as Box<dyn Proxy>, String::new()));
+            let proxy = proxy.map(|proxy| (Box::new(proxy) as Box<dyn Proxy>, String::new()));
             let agent = Agent::new(config, source, proxy, Default::default())?;
             let (wake, kernel) = mpsc::channel(1);
             network::monitor::start(wake)?;
@@ -93,7 +100,8 @@ fn run<T: Send>(cgroup: &Cgroup, drive: impl FnOnce(&Events, &Path) -> Result<T>
     })
 }
 
-fn ip(arguments: &str) -> Result<()> {
+/// Runs ip(8) with these arguments.
+pub fn ip(arguments: &str) -> Result<()> {
     let output = Command::new("ip")
         .args(arguments.split(' '))
         .output()

@@ -124,7 +124,10 @@ fn step(bar: &ProgressBar, what: &str, length: usize) {
 }
 
 /// One call for each of `pods` at the same time: how long each took, and all together.
-fn at_once(contender: &Contender, verb: &str, pods: &[Pod]) -> Result<(Vec<Duration>, Duration)> {
+///
+/// # Errors
+/// A call failed.
+pub fn at_once(contender: &Contender, verb: &str, pods: &[Pod]) -> Result<(Vec<Duration>, Duration)> {
     let barrier = Barrier::new(pods.len() + 1);
     thread::scope(|scope| {
         let call = |pod| {

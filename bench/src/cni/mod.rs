@@ -7,6 +7,7 @@ mod contender;
 mod measure;
 mod report;
 mod stage;
+mod wear;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,8 @@ pub struct Counts {
     pub pods: u16,
     /// Process starts.
     pub starts: usize,
+    /// Pods that come and go in all, to see what they leave.
+    pub wear: usize,
 }
 
 /// How many calls are "at once" in the figures of that name.
@@ -39,6 +42,7 @@ const FULL: Counts = Counts {
     floods: 3,
     pods: 250,
     starts: 100,
+    wear: 20_000,
 };
 
 const QUICK: Counts = Counts {
@@ -47,6 +51,7 @@ const QUICK: Counts = Counts {
     floods: 1,
     pods: 50,
     starts: 10,
+    wear: 800,
 };
 
 /// Measures, prints a table and writes `cni.json` into `results`.
@@ -79,14 +84,11 @@ pub fn run(quick: bool, results: &Path, binaries: Option<PathBuf>, peers: PathBu
     let bar = progress();
     bar.set_message("making pods");
     let pods = stage::pods(counts.pods * 2)?;
-    let _daemon = stage::daemon(&daemon)?;
+    let daemon = stage::daemon(&daemon)?;
+    let node_file = stage::node_file("node", "10.204.0.0/16")?;
     let contenders = [
         Contender::bare()?,
-        Contender::sluice(
-            "sluice",
-            plugin.clone(),
-            &stage::node_file("node", "10.204.0.0/16")?,
-        ),
+        Contender::sluice("sluice", plugin.clone(), &node_file),
         Contender::ptp(peers.clone(), false),
         Contender::bridge(peers.clone()),
         Contender::ptp(peers, true),
@@ -100,9 +102,12 @@ pub fn run(quick: bool, results: &Path, binaries: Option<PathBuf>, peers: PathBu
         Contender::sluice("pool /16", plugin, &stage::node_file("large", "10.206.0.0/16")?),
     ];
     let measured = measure::all(&contenders, &pools, &pods, &counts, &bar)?;
+    let state = node_file.with_extension("ipam");
+    let looks = wear::measure(&contenders[1], &state, &daemon, &pods, counts.wear, &bar)?;
     bar.finish_and_clear();
-    let figures = report::figures(&measured);
-    println!("{}", report::table(&measured));
+    let mut figures = report::figures(&measured);
+    figures.extend(wear::figures(&looks));
+    println!("{}\n\n{}", report::table(&measured), wear::table(&looks));
     let path = figures::write(results, "cni", &figures)?;
     println!("{} figures in {}", figures.len(), path.display());
     Ok(())

@@ -38,6 +38,19 @@ pub struct Pod {
 /// The daemon; ended when dropped.
 pub struct Daemon(Child);
 
+impl Daemon {
+    /// Its resident memory in KiB.
+    ///
+    /// # Errors
+    /// It ended.
+    pub fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id())).context("sluiced ended")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next());
+        Ok(number.context("no VmRSS of sluiced")?.parse()?)
+    }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         // It may have ended by itself.

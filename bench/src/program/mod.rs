@@ -5,7 +5,6 @@
 //! else to do.
 
 mod netfilter;
-mod node;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,15 +18,42 @@ use crate::chart::{self, Bar};
 use crate::cluster::{self, Shape};
 use crate::figures::{self, Figure, Samples};
 use crate::kernel::Kernel;
+use crate::node;
 
 /// How long the kernel may take to hold what was sent.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Counts {
     shapes: &'static [Shape],
-    /// Those that a way's tool can load in kube-proxy's shape within a minute, and how many changes are measured.
-    netfilter: &'static [(Way, Shape, usize)],
+    netfilter: &'static [Netfilter],
     changes: usize,
+}
+
+/// What is measured of a dataplane by netfilter.
+struct Netfilter {
+    way: Way,
+    shape: Shape,
+    changes: usize,
+    /// Whether the way's tool loads kube-proxy's shape of this within a minute or two, to stand beside it.
+    beside: bool,
+}
+
+impl Netfilter {
+    const fn of(way: Way, shape: Shape, changes: usize) -> Self {
+        Self {
+            way,
+            shape,
+            changes,
+            beside: true,
+        }
+    }
+
+    const fn alone(way: Way, shape: Shape, changes: usize) -> Self {
+        Self {
+            beside: false,
+            ..Self::of(way, shape, changes)
+        }
+    }
 }
 
 const FULL: Counts = Counts {
@@ -38,11 +64,13 @@ const FULL: Counts = Counts {
         Shape::of(1, 5_000),
     ],
     netfilter: &[
-        (Way::Nftables, Shape::of(1_000, 5), 1_000),
-        (Way::Nftables, Shape::of(10_000, 5), 1_000),
-        (Way::Iptables("legacy"), Shape::of(1_000, 5), 100),
-        (Way::Iptables("legacy"), Shape::of(10_000, 5), 30),
-        (Way::Iptables("nft"), Shape::of(1_000, 5), 30),
+        Netfilter::of(Way::Nftables, Shape::of(1_000, 5), 1_000),
+        Netfilter::of(Way::Nftables, Shape::of(10_000, 5), 1_000),
+        Netfilter::alone(Way::Nftables, Shape::of(50_000, 5), 1_000),
+        Netfilter::of(Way::Iptables("legacy"), Shape::of(1_000, 5), 100),
+        Netfilter::of(Way::Iptables("legacy"), Shape::of(10_000, 5), 30),
+        Netfilter::of(Way::Iptables("nft"), Shape::of(1_000, 5), 100),
+        Netfilter::of(Way::Iptables("nft"), Shape::of(10_000, 5), 30),
     ],
     changes: 1_000,
 };
@@ -50,8 +78,8 @@ const FULL: Counts = Counts {
 const QUICK: Counts = Counts {
     shapes: &[Shape::of(1_000, 5), Shape::of(1, 1_000)],
     netfilter: &[
-        (Way::Nftables, Shape::of(1_000, 5), 100),
-        (Way::Iptables("legacy"), Shape::of(1_000, 5), 30),
+        Netfilter::of(Way::Nftables, Shape::of(1_000, 5), 100),
+        Netfilter::of(Way::Iptables("legacy"), Shape::of(1_000, 5), 30),
     ],
     changes: 100,
 };
@@ -73,15 +101,21 @@ pub fn run(how: &How) -> Result<()> {
     let mut measured = Vec::new();
     for shape in counts.shapes {
         eprintln!("{shape}");
-        measured.push(node::on_node(|events, pins| {
+        measured.push(node::on_node(true, |events, pins| {
             measure(*shape, counts.changes, events, &pins.join("maps"))
         })?);
     }
     println!("{}\n", table(&measured));
     let mut by_netfilter = Vec::new();
-    for (way, shape, changes) in counts.netfilter {
+    for Netfilter {
+        way,
+        shape,
+        changes,
+        beside,
+    } in counts.netfilter
+    {
         eprintln!("{shape}, {way}");
-        by_netfilter.push(netfilter::measure(*way, *shape, *changes)?);
+        by_netfilter.push(netfilter::measure(*way, *shape, *changes, *beside)?);
     }
     println!("{}", netfilter_table(&by_netfilter));
     let mut figures: Vec<_> = measured.iter().flat_map(figures).collect();
@@ -229,6 +263,8 @@ fn netfilter_table(all: &[netfilter::Measured]) -> String {
         "sluice: from nothing",
         "one change, median",
         "p99",
+        "rules a Service: a chain for each",
+        "sluice",
     ];
     let rows = all.iter().map(|measured| {
         vec![
@@ -238,6 +274,8 @@ fn netfilter_table(all: &[netfilter::Measured]) -> String {
             shown(measured.all.quantile(0.5)),
             shown(measured.change.quantile(0.5)),
             shown(measured.change.quantile(0.99)),
+            shown(measured.chains_rules),
+            shown(measured.rules),
         ]
     });
     figures::table(header, rows)

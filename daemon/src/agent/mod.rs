@@ -400,7 +400,7 @@ impl Agent {
         let marks = std::mem::take(&mut self.dirty);
         let mut done = true;
         if marks.nodes || marks.audit {
-            done &= self.apply_network(marks.nodes).await;
+            done &= self.apply_network(marks.nodes, marks.audit).await;
             done &= self.apply_egress().await;
             done &= self.apply_pod_mtu().await;
         }

@@ -13,7 +13,8 @@ use crate::state::node_routes::node_routes;
 use crate::state::objects::Node;
 
 impl Agent {
-    pub(super) async fn apply_network(&mut self, changed: bool) -> bool {
+    /// `changed`: the datastore said something of nodes. `audit`: the kernel is to be read back.
+    pub(super) async fn apply_network(&mut self, changed: bool, audit: bool) -> bool {
         let (routes, held) = node_routes(
             &self.cluster,
             &self.config.node_name,
@@ -27,7 +28,12 @@ impl Agent {
             self.found("network", Vec::new());
             return true;
         };
-        let outcome = match self.network.reconcile(&own, &self.routes).await {
+        let outcome = if audit {
+            self.network.reconcile(&own, &self.routes).await
+        } else {
+            self.network.follow(&own, &self.routes).await
+        };
+        let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(error) => {
                 self.found("network", vec![format!("{error:#}")]);

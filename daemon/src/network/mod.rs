@@ -104,6 +104,21 @@ struct Applied {
 pub struct Network {
     kernel: netlink::Kernel,
     settings: config::Network,
+    /// What the last pass left, if the kernel refused nothing of it.
+    left: Option<Left>,
+}
+
+/// The host as a pass found it, and the kernel as it left it.
+struct Left {
+    own: Node,
+    own_cidrs: Vec<IpNetwork>,
+    uplink: Uplink,
+    tunnels: BTreeMap<Family, Device>,
+    pods: Vec<pods::PodDevice>,
+    pod_mtu: u32,
+    /// What is wrong with the host.
+    problems: Vec<String>,
+    state: desired::KernelState,
 }
 
 impl Network {
@@ -115,15 +130,17 @@ impl Network {
         Ok(Self {
             kernel: netlink::Kernel::open()?,
             settings,
+            left: None,
         })
     }
 
-    /// Brings the kernel to what `routes` says, for the node `own`.
+    /// Brings the kernel to what `routes` says, for the node `own`, and reads back what it holds and how the host is.
     ///
     /// # Errors
     /// What makes the network as a whole impossible: no uplink, no tunnel device. The trouble of one route is in the
     /// outcome.
-    pub async fn reconcile(&self, own: &Node, routes: &NodeRoutes) -> anyhow::Result<Outcome> {
+    pub async fn reconcile(&mut self, own: &Node, routes: &NodeRoutes) -> anyhow::Result<Outcome> {
+        self.left = None;
         let uplink = self.uplink(own).await?;
         let has_v6 = routes.own.iter().any(|cidr| Family::of(cidr.ip()) == Family::V6);
         let mut problems = sysctl::ensure_forwarding(&uplink.device.name, has_v6);
@@ -145,32 +162,63 @@ impl Network {
         }
         changes += tunnel::remove_unwanted(&self.kernel, &specs).await?;
 
-        let decided = paths::decide(self.settings.backend, &uplink, own, routes);
-        problems.extend(decided.problems);
-        let desired = desired::desired(&decided.paths, &routes.own, &uplink, &tunnels);
         let observed = self.kernel.observe(&tunnels).await?;
-        let applied = self.apply(&desired, &observed.state).await;
-        changes += applied.changes;
-        let failed = applied.failed.len();
-        problems.extend(applied.failed);
-
         let overhead = specs.iter().map(|spec| spec.overhead()).max().unwrap_or(0);
         let pod_mtu = match self.settings.mtu {
             0 => uplink.mtu.saturating_sub(overhead),
             configured => configured,
         };
-        let pods = self.kernel.pods(&observed.neighbours).await?;
-        let tunnels = tunnels.into_values().collect();
-        Ok(Outcome {
-            pods,
+        let found = Left {
+            own: own.clone(),
+            own_cidrs: routes.own.clone(),
             uplink,
             tunnels,
+            pods: self.kernel.pods(&observed.neighbours).await?,
             pod_mtu,
+            problems,
+            state: observed.state,
+        };
+        let mut outcome = self.bring(found, routes).await;
+        outcome.changes += changes;
+        Ok(outcome)
+    }
+
+    /// The same where only other nodes changed since the last pass: the kernel is as that left it, as far as anybody has said.
+    /// A change costs what it changes, and whatever others did meanwhile is [`reconcile`](Self::reconcile)'s to find.
+    ///
+    /// # Errors
+    /// As [`reconcile`](Self::reconcile), which takes over where more changed, or the last pass failed.
+    pub async fn follow(&mut self, own: &Node, routes: &NodeRoutes) -> anyhow::Result<Outcome> {
+        match self.left.take() {
+            Some(left) if left.own == *own && left.own_cidrs == routes.own => {
+                Ok(self.bring(left, routes).await)
+            }
+            _ => self.reconcile(own, routes).await,
+        }
+    }
+
+    /// Brings the kernel from what it holds to what `routes` says.
+    async fn bring(&mut self, mut left: Left, routes: &NodeRoutes) -> Outcome {
+        let decided = paths::decide(self.settings.backend, &left.uplink, &left.own, routes);
+        let desired = desired::desired(&decided.paths, &routes.own, &left.uplink, &left.tunnels);
+        let applied = self.apply(&desired, &left.state).await;
+        let failed = applied.failed.len();
+        let mut problems = left.problems.clone();
+        problems.extend(decided.problems);
+        problems.extend(applied.failed);
+        let outcome = Outcome {
+            pods: left.pods.clone(),
+            uplink: left.uplink.clone(),
+            tunnels: left.tunnels.values().cloned().collect(),
+            pod_mtu: left.pod_mtu,
             paths: decided.paths,
             problems,
-            changes,
+            changes: applied.changes,
             failed,
-        })
+        };
+        left.state = desired;
+        self.left = Some(left).filter(|_| failed == 0);
+        outcome
     }
 
     /// Applies the differences: what others lean on first, what leans on others last; the other way round to remove.
