@@ -1,4 +1,5 @@
-//! What twenty thousand pods leave: files, the daemon's memory, and time. All of it is to stay as it was.
+//! What twenty thousand pods leave: files, the daemon's memory, and time. All of it is to stay as it was, but for the addresses that
+//! rest: each is remembered for two minutes, and in a pool of 65,536 until it is given again or long forgotten.
 
 use std::fs;
 use std::path::Path;
@@ -20,6 +21,7 @@ pub struct Look {
     pods: usize,
     files: usize,
     bytes: u64,
+    resting: usize,
     resident: u64,
     add: Samples,
     del: Samples,
@@ -51,10 +53,12 @@ pub fn measure(
             bar.inc(1);
         }
         let (files, bytes) = size(state)?;
+        let (resting, of_these) = size(&state.join("resting"))?;
         looks.push(Look {
             pods: number * rounds * HEAP,
-            files,
-            bytes,
+            files: files - resting,
+            bytes: bytes - of_these,
+            resting,
             resident: daemon.resident()?,
             add,
             del,
@@ -87,6 +91,7 @@ pub fn table(looks: &[Look]) -> String {
         "pods come and gone",
         "files of state",
         "bytes",
+        "addresses that rest",
         "sluiced, KiB resident",
         "ADD, median ms",
         "DEL, median ms",
@@ -101,6 +106,7 @@ pub fn table(looks: &[Look]) -> String {
             look.pods.to_string(),
             look.files.to_string(),
             look.bytes.to_string(),
+            look.resting.to_string(),
             look.resident.to_string(),
             shown(&look.add),
             shown(&look.del),
