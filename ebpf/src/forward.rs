@@ -20,15 +20,17 @@ use crate::packet::{ETHERNET, Packet, ipv4_at, ipv6_at, network_protocol};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+/// Version 4 and a header without options.
+const PLAIN_V4: u8 = 0x45;
 /// Next header that every hop must look at (RFC 8200, section 4.3).
 const HOP_BY_HOP: u8 = 0;
 /// Traffic class and flow label in an IPv6 header's first word (`IPV6_FLOWINFO_MASK`, include/net/ipv6.h).
 const FLOW_INFO: u32 = 0x0fff_ffff_u32.to_be();
 /// Where an IPv4 header's time to live stands with the protocol behind it, and its checksum; bytes.
-const TTL_V4: usize = ETHERNET as usize + 8;
-const CHECKSUM_V4: usize = ETHERNET as usize + 10;
+const TTL_V4: u32 = ETHERNET + 8;
+const CHECKSUM_V4: u32 = ETHERNET + 10;
 /// Where an IPv6 header's hop limit stands, bytes.
-const HOPS_V6: usize = ETHERNET as usize + 7;
+const HOPS_V6: u32 = ETHERNET + 7;
 
 /// What forwarding goes by.
 struct Hop {
@@ -123,25 +125,39 @@ impl Hop {
     /// Reads the packet; `None` if its header asks for more than to be forwarded.
     #[inline(always)]
     fn read(ctx: &TcContext) -> Option<Self> {
+        // Two bytes at a time: the header is aligned to no more. On the little-endian machines this is for, the first of two is the
+        // lower, and the first two of four as well.
+        let low = |half: u16| half as u8;
+        let high = |half: u16| (half >> 8) as u8;
+        let word = |halves: [u16; 2]| u32::from(halves[0]) | u32::from(halves[1]) << 16;
         if network_protocol(ctx)? {
-            let header = ipv4_at(ctx, ETHERNET)?;
-            (header.is_plain() && header.ttl > 1).then_some(Self {
-                source: Address::v4(header.source),
-                destination: Address::v4(header.destination),
+            let [first, _, _, _, ttl, _, s0, s1, d0, d1] = *in_place::<[u16; 10]>(ctx, ETHERNET)?;
+            (low(first) == PLAIN_V4 && low(ttl) > 1).then_some(Self {
+                source: Address::v4(word([s0, s1])),
+                destination: Address::v4(word([d0, d1])),
                 v4: true,
-                ttl: header.ttl,
-                protocol: header.protocol,
-                class: u32::from(header.tos),
+                ttl: low(ttl),
+                protocol: high(ttl),
+                class: u32::from(high(first)),
             })
         } else {
-            let header = ipv6_at(ctx, ETHERNET)?;
-            (header.next != HOP_BY_HOP && header.hops > 1).then_some(Self {
-                source: header.source(),
-                destination: header.destination(),
+            let [f0, f1, _, next] = *in_place::<[u16; 4]>(ctx, ETHERNET)?;
+            let address = |at| {
+                let [a, b, c, d, e, f, g, h] = *in_place::<[u16; 8]>(ctx, ETHERNET + at)?;
+                Some(Address {
+                    words: [word([a, b]), word([c, d]), word([e, f]), word([g, h])],
+                })
+            };
+            let (source, destination) = (address(8)?, address(24)?);
+            // Mapped addresses do not belong on a wire, and would pass for IPv4 in the tables.
+            let forwardable = low(next) != HOP_BY_HOP && high(next) > 1;
+            (forwardable && !source.is_v4() && !destination.is_v4()).then_some(Self {
+                source,
+                destination,
                 v4: false,
-                ttl: header.hops,
-                protocol: header.next,
-                class: header.flow & FLOW_INFO,
+                ttl: high(next),
+                protocol: low(next),
+                class: word([f0, f1]) & FLOW_INFO,
             })
         }
     }
@@ -159,8 +175,10 @@ impl Hop {
                 return None;
             }
         }
-        self.age(ctx).ok()?;
-        ctx.store(0, &to.ethernet, 0).ok()?;
+        self.age(ctx)?;
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = to.ethernet;
+        let halves = [[a, b], [c, d], [e, f], [g, h], [i, j], [k, l]];
+        *in_place(ctx, 0)? = halves.map(u16::from_ne_bytes);
         count(Counter::FastLocal);
         // SAFETY: takes numbers; the kernel looks the device up, and drops the packet if it is gone.
         Some(unsafe { bpf_redirect_peer(to.device, 0) } as i32)
@@ -209,7 +227,7 @@ impl Hop {
                 hop.__bindgen_anon_1.ipv6_nh = lookup.__bindgen_anon_4.ipv6_dst;
             }
         }
-        self.age(ctx).ok()?;
+        self.age(ctx)?;
         count(Counter::FastRemote);
         // SAFETY: `hop` is of the size said.
         let sent =
@@ -219,15 +237,39 @@ impl Hop {
 
     /// One hop less to go, as a router must see to (RFC 1812, section 5.3.1).
     #[inline(always)]
-    fn age(&self, ctx: &TcContext) -> Result<(), i64> {
-        let ttl = self.ttl - 1;
+    fn age(&self, ctx: &TcContext) -> Option<()> {
         if self.v4 {
-            // In the order of memory, on the little-endian machines this is for.
-            let word = |ttl: u8| u64::from(ttl) | u64::from(self.protocol) << 8;
-            ctx.l3_csum_replace(CHECKSUM_V4, word(self.ttl), word(ttl), 2)?;
-            ctx.store(TTL_V4, &ttl, 0)
+            let ttl: &mut u8 = in_place(ctx, TTL_V4)?;
+            *ttl = self.ttl - 1;
+            // The header's word with the time to live in its upper byte is less by 0x0100, so the sum's complement is more by
+            // that, with the carry brought round (RFC 1624).
+            let sum: &mut u16 = in_place(ctx, CHECKSUM_V4)?;
+            let more = u32::from(*sum) + u32::from(0x0100_u16.to_be());
+            *sum = (more + (more >> 16)) as u16;
         } else {
-            ctx.store(HOPS_V6, &ttl, 0)
+            let hops: &mut u8 = in_place(ctx, HOPS_V6)?;
+            *hops = self.ttl - 1;
         }
+        Some(())
     }
+}
+
+/// Numbers: any bytes are a value.
+trait Number: Copy {}
+impl Number for u8 {}
+impl Number for u16 {}
+impl<const COUNT: usize> Number for [u16; COUNT] {}
+
+/// What stands at `at` bytes of the frame, an even number for all but single bytes, to be read and written where it is: no helper is
+/// called for it, and where a program writes so, the kernel has made the frame its own before (net/core/filter.c,
+/// `bpf_unclone_prologue`). `None` if the frame's first part is shorter.
+#[inline(always)]
+fn in_place<T: Number>(ctx: &TcContext, at: u32) -> Option<&mut T> {
+    let place = ctx.data() + at as usize;
+    if place + size_of::<T>() > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: the frame reaches that far, and any bytes are a number. Frames begin at even addresses, since all that the kernel puts
+    // before one is of an even length. Each reference is used up before the next is made.
+    Some(unsafe { &mut *(place as *mut T) })
 }
