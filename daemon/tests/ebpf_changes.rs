@@ -233,3 +233,36 @@ fn no_udp_client_stays_with_a_service_that_lost_its_address_to_another() {
         assert_eq!(ask_udp(&anew, shared).unwrap().0, backends[0]);
     });
 }
+
+/// S10 S20: none of a Service's ports is refused while another of them is there already.
+#[test]
+fn while_a_service_of_many_ports_comes_none_of_them_is_refused() {
+    on_node(|node| {
+        addresses();
+        let (_servers, backends) = servers(Server::udp, ["10.1.0.1:8080"]);
+        let desired: Desired = (0..60)
+            .map(|number| {
+                let frontend = format!("10.96.0.1:{}", 1000 + number);
+                let name = key(&format!("port-{number:02}"), Protocol::Udp, Family::V4);
+                (name, port(&[(&*frontend, CLUSTER_IP)], &backends))
+            })
+            .collect();
+        let mut proxy = node.open();
+        for _ in 0..20 {
+            let over = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let asking = scope.spawn(|| {
+                    while !over.load(Ordering::Acquire) {
+                        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                        // The last of them to come.
+                        socket.send_to(b"?", "10.96.0.1:1059").unwrap();
+                    }
+                });
+                sync(&mut proxy, &desired);
+                over.store(true, Ordering::Release);
+                asking.join().unwrap();
+            });
+            sync(&mut proxy, &Desired::new());
+        }
+    });
+}

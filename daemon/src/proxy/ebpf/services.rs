@@ -213,6 +213,11 @@ impl Services {
                 Err(error) => report.failed.push(((*key).clone(), format!("{error:#}"))),
             }
         }
+        for (key, _) in &wanted {
+            if let Err(error) = self.note_addresses(tables, key) {
+                report.failed.push(((*key).clone(), format!("{error:#}")));
+            }
+        }
         for ((key, port), changed) in wanted.iter().zip(&mut changed) {
             match self.remove_stale(tables, key, port, &mut upheaval) {
                 Ok(now) => *changed |= now,
@@ -421,11 +426,20 @@ impl Services {
                 self.addresses.remove(tables, frontend)?;
             }
         }
+        Ok(changed)
+    }
+
+    /// Has the ClusterIPs known that lead to a Service. Only when all that leads anywhere is there: at a ClusterIP that is known, a
+    /// port that is not is refused, and other ports of the same Service come after this one.
+    fn note_addresses(&mut self, tables: &mut Tables, key: &ServicePortKey) -> Result<()> {
+        let Some(entry) = self.entries.get(key) else {
+            return Ok(());
+        };
         let serves = !entry.set.backends().is_empty();
         for (frontend, _) in entry.frontends.iter().filter(|(_, value)| is_cluster_ip(value)) {
             self.addresses.set(tables, frontend, serves)?;
         }
-        Ok(changed)
+        Ok(())
     }
 
     /// Removes what leads to a Service and is not to any more; whether there was anything.
