@@ -13,8 +13,8 @@ use ebpf_support::{Desired, Node, key, on_node, port, sync};
 use sluice_daemon::proxy::{Dirty, Proxy};
 use sluice_daemon::state::service_port::{Family, FrontendKind, Protocol, Scope, ServicePortKey};
 use sluice_ebpf_types::{
-    Address, Backend, BackendKey, Frontend, FrontendKey, MAGLEV_PART, MAX_BACKENDS, MaglevKey, MaglevPart,
-    MemberKey, Service, frontend_flag, maglev_places,
+    Address, Backend, BackendKey, Frontend, FrontendKey, MAGLEV_PART, MAX_BACKENDS, MAX_MAGLEV, MaglevKey,
+    MaglevPart, MemberKey, Service, frontend_flag, maglev_places,
 };
 
 const CLUSTER_IP: FrontendKind = FrontendKind::ClusterIp;
@@ -422,5 +422,38 @@ fn a_set_too_large_is_reported_and_the_old_one_serves_on() {
         let report = proxy.sync(&desired, &Dirty::Only(BTreeSet::new())).unwrap();
         assert_eq!((report.changed, report.failed.len()), (1, 0));
         assert_eq!(in_force(&kernel(node), 1).len(), 9);
+    });
+}
+
+/// S18: and it is told that other nodes may choose otherwise.
+#[test]
+fn without_room_for_its_maglev_table_a_service_is_served_by_chance() {
+    on_node(|node| {
+        let mut proxy = node.open();
+        let pin = node.options.pins.join("maps").join("maglev_v1");
+        let map = Map::HashMap(MapData::from_pin(pin).unwrap());
+        let mut maglev: HashMap<_, MaglevKey, MaglevPart> = HashMap::try_from(map).unwrap();
+        let slots = [0; MAGLEV_PART];
+        for part in 0..MAX_MAGLEV {
+            let service = u32::MAX;
+            let stranger = MaglevKey { service, part };
+            maglev.insert(stranger, MaglevPart { slots }, 0).unwrap();
+        }
+        let frontends = [
+            ("10.96.0.1:80", CLUSTER_IP),
+            ("192.0.2.1:30080", FrontendKind::NodePort),
+        ];
+        let desired = Desired::from([(web("a"), port(&frontends, &backends(0..3)))]);
+        let report = proxy.sync(&desired, &Dirty::All).unwrap();
+        let [(_, reason)] = report.failed.as_slice() else {
+            panic!("{report:?}")
+        };
+        assert!(reason.contains("by chance"), "{reason}");
+        assert_eq!(table::<FrontendKey, Frontend>(node, "frontends_v1").len(), 2);
+        assert_eq!(table::<Address, u32>(node, "addresses_v1").len(), 1);
+        // The strangers go, and there is room.
+        assert!(proxy.audit().unwrap() > 0);
+        sync(&mut proxy, &desired);
+        assert!(!kernel(node).maglev.is_empty());
     });
 }

@@ -39,7 +39,7 @@ impl Maglev {
     /// unless the set `changed`. True if something was written.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's, which may have no room for more of them; the set has no table then.
     pub fn set(
         &mut self,
         tables: &mut Tables,
@@ -53,8 +53,12 @@ impl Maglev {
             return Ok(false);
         }
         if wanted > 0 {
-            tables.maglev.set_all(&entries_of(set))?;
             self.parts.insert(set.id, had.max(wanted));
+            if let Err(error) = tables.maglev.set_all(&entries_of(set)) {
+                // Half a table is worse than none.
+                self.shorten(tables, set.id, 0)?;
+                return Err(error.context("packets from other hosts get their endpoint by chance"));
+            }
         }
         self.shorten(tables, set.id, wanted)?;
         Ok(true)

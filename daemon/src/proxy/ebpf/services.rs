@@ -385,11 +385,6 @@ impl Services {
         let had_backends = !entry.set.backends().is_empty();
         let mut changed = entry.set.set(tables, &backends, wanted::affinity_seconds(port))?;
         upheaval.udp_lost |= udp && changed && had_backends;
-        let external = port
-            .frontends
-            .iter()
-            .any(|frontend| frontend.kind != FrontendKind::ClusterIp);
-        changed |= self.maglev.set(tables, &entry.set, external, changed)?;
 
         let cluster = (key.scope == Scope::Local)
             .then(|| ServicePortKey {
@@ -426,6 +421,12 @@ impl Services {
                 self.addresses.remove(tables, frontend)?;
             }
         }
+        // Last, since without it the Service is served all the same.
+        let external = port
+            .frontends
+            .iter()
+            .any(|frontend| frontend.kind != FrontendKind::ClusterIp);
+        changed |= self.maglev.set(tables, &entry.set, external, changed)?;
         Ok(changed)
     }
 

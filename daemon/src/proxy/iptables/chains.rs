@@ -40,11 +40,13 @@ pub const SERVICES: &str = "SLUICE-SERVICES";
 pub const SOURCE: &str = "SLUICE-SOURCE";
 /// The reset, or the error, for whom nobody serves.
 pub const REFUSE: &str = "SLUICE-REFUSE";
-/// The tops of the trees: frontends that serve pods and the node, that serve everyone, that are this node's own ports; and
-/// endpoints of this node.
+/// The top of a tree: frontends that serve pods and the node.
 pub const CLUSTER_IPS: &str = "SLUICE-CLUSTERIP";
+/// The top of another: frontends that serve everyone.
 pub const EXTERNAL: &str = "SLUICE-EXTERNAL";
+/// The top of another: this node's own ports.
 pub const NODE_PORTS: &str = "SLUICE-NODEPORT";
+/// The top of another: endpoints of this node.
 pub const HAIRPIN: &str = "SLUICE-HAIRPIN";
 
 /// The rules that lead from the kernel's chains to ours: table, chain, rule.
