@@ -22,6 +22,7 @@ use crate::state::objects::Node;
 use crate::state::service_port::Family;
 
 pub mod desired;
+pub mod messages;
 pub mod monitor;
 pub mod netlink;
 pub mod own_addresses;

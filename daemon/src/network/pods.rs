@@ -10,7 +10,8 @@ use netlink_packet_route::tc::{TcAttribute, TcMessage};
 use sluice_cni::mac::is_host_device;
 
 use super::Device;
-use super::netlink::{Kernel, Neighbours, device_of, is_of_kind, link_mtu};
+use super::messages::{device_of, is_of_kind, link_mtu};
+use super::netlink::{Kernel, Neighbours};
 use super::vtep::Mac;
 
 /// The host's end of a pod's veth pair.

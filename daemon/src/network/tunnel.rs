@@ -10,7 +10,8 @@ use netlink_packet_route::link::{
 };
 use rtnetlink::{LinkUnspec, LinkVxlan};
 
-use super::netlink::{Kernel, device_of, link_mtu, link_name};
+use super::messages::{device_of, link_mtu, link_name};
+use super::netlink::Kernel;
 use super::vtep::{self, Mac};
 use super::{TUNNEL_V4, TUNNEL_V6, Uplink, tunnel_name};
 use crate::config::{self, NetworkBackend};

@@ -22,7 +22,7 @@ use sluice_cni::requests;
 
 use super::object::DevicePrograms;
 use crate::network::Device;
-use crate::network::netlink::device_of;
+use crate::network::messages::device_of;
 use crate::network::pods::PodDevice;
 
 /// What the filters are called, for people who look.
