@@ -249,6 +249,26 @@ fn what_was_begun_before_anybody_served_it_is_forgotten() {
     });
 }
 
+/// S13: what a sync that failed changed is looked for once it is made good.
+#[test]
+fn after_a_failure_datagrams_go_where_somebody_is() {
+    with("legacy", || {
+        let mut proxy = open();
+        let (mut desired, dns) = (variety(), key("dns", Protocol::Udp, Family::V4));
+        sync(&mut proxy, &desired, &Dirty::All);
+        variety::send_in_vain("10.96.0.2:53");
+        assert_eq!(variety::unanswered("10.96.0.2"), 1);
+        desired.remove(&dns);
+        {
+            let _held = held_lock();
+            proxy.sync(&desired, &Dirty::Only([dns].into())).unwrap_err();
+        }
+        assert_eq!(variety::unanswered("10.96.0.2"), 1);
+        sync(&mut proxy, &desired, &Dirty::All);
+        assert_eq!(variety::unanswered("10.96.0.2"), 0);
+    });
+}
+
 /// A tool that writes the first table of what it is given and then fails, in place of iptables' legacy flavour, until this goes.
 struct HalfWay;
 

@@ -127,6 +127,46 @@ fn a_change_touches_what_it_changes_alone() {
     });
 }
 
+/// S18: what asks who a client is, or takes down what it was given, is passed by those alone that need it.
+#[test]
+fn only_who_has_affinity_or_source_ranges_pays_for_them() {
+    on_node(|_| {
+        let mut proxy = open();
+        let (mut all, web) = (variety(), key("web", Protocol::Tcp, Family::V4));
+        let plain = Desired::from([(web.clone(), all[&web].clone())]);
+        sync(&mut proxy, &plain, &Dirty::All);
+        let made = ruleset();
+        assert!(made.contains("10.96.0.1 . tcp . 80 : goto cluster4-3"), "{made}");
+        for unwanted in ["chain learn", "checked"] {
+            assert!(!made.contains(unwanted), "{unwanted} is in {made}");
+        }
+        // Nobody may connect, and nobody is there.
+        let lb = key("lb", Protocol::Tcp, Family::V4);
+        all.get_mut(&lb).unwrap().backends.clear();
+        sync(&mut proxy, &all, &Dirty::All);
+        let made = ruleset();
+        for wanted in [
+            "10.96.0.1 . tcp . 80 : goto cluster4-3",
+            "10.96.0.2 . udp . 53 : goto checked4-cluster4-2",
+            "203.0.113.1 . tcp . 80 : goto checked4-refuse",
+            "type filter hook postrouting priority mangle",
+            "type filter hook input priority mangle",
+        ] {
+            assert!(made.contains(wanted), "{wanted} is missing in {made}");
+        }
+        for (chain, behind) in [
+            ("checked4-cluster4-2", "cluster4-2"),
+            ("checked4-refuse", "refuse"),
+        ] {
+            let chain = nft(&format!("list chain inet sluice-services {chain}"));
+            let rules: Vec<&str> = chain.lines().map(str::trim).collect();
+            let wanted = ["jump check4", &format!("goto {behind}")];
+            assert!(rules.windows(2).any(|rules| rules == wanted), "{chain}");
+        }
+        assert_eq!(proxy.audit().unwrap(), 0);
+    });
+}
+
 /// S19
 #[test]
 fn an_address_changes_hands_in_one_transaction() {
@@ -215,6 +255,26 @@ fn what_was_begun_before_anybody_served_it_is_forgotten() {
         assert_eq!(variety::unanswered("10.96.0.1"), 1);
         sync(&mut proxy, &variety(), &Dirty::All);
         assert_eq!(variety::unanswered("10.96.0.1"), 0);
+    });
+}
+
+/// S13 S18: the table is gone before anybody looked: the next sync makes it good, and looks for what the failed one left stale.
+#[test]
+fn after_a_failure_datagrams_go_where_somebody_is() {
+    on_node(|_| {
+        let mut proxy = open();
+        let (mut desired, dns) = (variety(), key("dns", Protocol::Udp, Family::V4));
+        sync(&mut proxy, &desired, &Dirty::All);
+        variety::send_in_vain("10.96.0.2:53");
+        assert_eq!(variety::unanswered("10.96.0.2"), 1);
+        nft("delete table inet sluice-services");
+        desired.remove(&dns);
+        proxy.sync(&desired, &Dirty::Only([dns].into())).unwrap_err();
+        assert_eq!(variety::unanswered("10.96.0.2"), 1);
+        sync(&mut proxy, &desired, &Dirty::All);
+        assert_eq!(variety::unanswered("10.96.0.2"), 0);
+        assert_eq!(proxy.audit().unwrap(), 0);
+        assert!(ruleset().contains("10.96.0.1 . tcp . 80 : goto cluster4-3"));
     });
 }
 

@@ -15,7 +15,7 @@ use ipnetwork::IpNetwork;
 
 use crate::network::Device;
 use crate::network::pods::PodDevice;
-use crate::state::service_port::{Protocol, ServicePort, ServicePortKey};
+use crate::state::service_port::{Family, Protocol, ServicePort, ServicePortKey};
 
 /// What of the node a dataplane must know beside the Services.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,6 +38,14 @@ pub struct Surroundings {
     pub fast_path: bool,
     /// Whether a ClusterIP answers pings while it has an endpoint.
     pub ping: bool,
+}
+
+impl Surroundings {
+    /// This node's own address of a family.
+    pub fn node_address(&self, family: Family) -> Option<IpAddr> {
+        let mut addresses = self.node_addresses.iter().copied();
+        addresses.find(|address| Family::of(*address) == family)
+    }
 }
 
 /// What a sync must look at.

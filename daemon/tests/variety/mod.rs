@@ -1,6 +1,6 @@
 //! Services of every sort, for the dataplanes by netfilter.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
@@ -81,13 +81,25 @@ pub fn variety() -> Desired {
     ])
 }
 
-/// Begins a connection that nobody answers.
-pub fn ask_in_vain(at: &str) {
+/// Makes a way out, to nobody.
+fn lead_out() {
     ip("link add way type veth peer name beyond");
     ip("address add 192.0.2.1/24 dev way");
     ip("link set way up");
     ip("link set beyond up");
     ip("route add default dev way");
+}
+
+/// Sends a datagram that nobody answers.
+pub fn send_in_vain(to: &str) {
+    lead_out();
+    let socket = UdpSocket::bind("192.0.2.1:5353").unwrap();
+    socket.send_to(b"anybody?", to).unwrap();
+}
+
+/// Begins a connection that nobody answers.
+pub fn ask_in_vain(at: &str) {
+    lead_out();
     let asked = TcpStream::connect_timeout(&at.parse().unwrap(), Duration::from_millis(50));
     assert!(asked.is_err());
 }

@@ -152,7 +152,7 @@ impl<'a> Drawing<'a> {
                 .map(|(address, _)| entry(*address, format!("{} -j {REFUSE}", destination(address))))
                 .collect(),
             (Table::Nat, CLUSTER_IPS) => {
-                let Some(node) = self.node_address().filter(|_| self.node.ping) else {
+                let Some(node) = self.node.node_address(self.family).filter(|_| self.node.ping) else {
                     return Vec::new();
                 };
                 let answered = format!("{} -j DNAT --to-destination {node}", self.ping());
@@ -187,7 +187,7 @@ impl<'a> Drawing<'a> {
                 "-p {protocol} -j REJECT --reject-with {kind}-port-unreachable"
             ));
         }
-        if self.node.ping && self.node_address().is_some() {
+        if self.node.ping && self.node.node_address(self.family).is_some() {
             rules.push(format!("{} -j REJECT --reject-with {unreachable}", self.ping()));
         }
         rules
@@ -217,7 +217,7 @@ impl<'a> Drawing<'a> {
     fn source(&self, strangers: &BTreeSet<IpAddr>, hairpins: bool) -> Vec<String> {
         let client = loopback::client(self.family);
         let mut rules = vec![format!("-o {} -j SNAT --to-source {client}", loopback::NEAR)];
-        if let Some(node) = self.node_address() {
+        if let Some(node) = self.node.node_address(self.family) {
             rules.push(format!("-s {} -j SNAT --to-source {node}", host(client)));
         }
         // A pod that connects to itself would answer itself past this host.
@@ -241,11 +241,6 @@ impl<'a> Drawing<'a> {
             Family::V4 => "-p icmp -m icmp --icmp-type 8",
             Family::V6 => "-p ipv6-icmp -m icmp6 --icmpv6-type 128",
         }
-    }
-
-    fn node_address(&self) -> Option<IpAddr> {
-        let mut addresses = self.node.node_addresses.iter().copied();
-        addresses.find(|address| Family::of(*address) == self.family)
     }
 
     fn networks(&self, all: &[IpNetwork]) -> Vec<String> {

@@ -38,6 +38,8 @@ pub struct IptablesProxy {
     firewalls: Vec<Firewall>,
     surroundings: Surroundings,
     plans: Plans,
+    /// What has changed since stale connections were last looked for.
+    unsettled: Update,
     /// How long the last sync took.
     took: Duration,
 }
@@ -116,6 +118,7 @@ impl IptablesProxy {
             firewalls,
             surroundings: Surroundings::default(),
             plans: Plans::default(),
+            unsettled: Update::default(),
             took: Duration::ZERO,
         })
     }
@@ -153,8 +156,9 @@ impl IptablesProxy {
         Ok(())
     }
 
-    /// The same, where all is as it was before `update`.
-    fn follow(&mut self, update: &Update) -> Result<()> {
+    /// The same, where all is as it was but for what has changed since.
+    fn follow(&mut self) -> Result<()> {
+        let update = &self.unsettled;
         for firewall in &mut self.firewalls {
             let drawing = Drawing::new(&self.plans, &self.surroundings, firewall.family);
             match firewall.known.take() {
@@ -196,13 +200,16 @@ impl Proxy for IptablesProxy {
     fn sync(&mut self, desired: &Desired, dirty: &Dirty) -> Result<SyncReport> {
         let began = Instant::now();
         let update = self.plans.update(desired, dirty, |_, _| None);
+        let report = self.plans.report(&update);
+        self.unsettled.take_in(update);
         match dirty {
             Dirty::All => self.apply()?,
-            Dirty::Only(_) => self.follow(&update)?,
+            Dirty::Only(_) => self.follow()?,
         }
         self.took = began.elapsed();
-        plan::forget_stale(&self.netfilter, &self.plans, &update)?;
-        Ok(self.plans.report(&update))
+        plan::forget_stale(&self.netfilter, &self.plans, &self.unsettled)?;
+        self.unsettled = Update::default();
+        Ok(report)
     }
 
     fn audit(&mut self) -> Result<usize> {

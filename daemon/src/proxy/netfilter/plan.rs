@@ -124,6 +124,24 @@ pub struct Update {
     pub former: BTreeMap<ServicePortKey, Plan>,
     /// The sets that changed, came or went.
     pub changed: BTreeSet<ServicePortKey>,
+    /// Frontends of sets that came and changed again: nobody knows whether they were ever programmed.
+    pub tried: BTreeSet<(SocketAddr, Protocol)>,
+}
+
+impl Update {
+    /// Takes in a later one, after which nothing was programmed for certain.
+    pub fn take_in(&mut self, later: Self) {
+        for (key, plan) in later.former {
+            if self.changed.contains(&key) && !self.former.contains_key(&key) {
+                self.tried
+                    .extend(plan.asked().map(|frontend| (frontend, key.protocol)));
+            } else {
+                self.former.entry(key).or_insert(plan);
+            }
+        }
+        self.changed.extend(later.changed);
+        self.tried.extend(later.tried);
+    }
 }
 
 impl Plans {
@@ -194,7 +212,8 @@ impl Plans {
     /// Whose each frontend is that these had or have: nobody's, where the plan is none. An address that moved has both its
     /// Services among the changed.
     pub fn touched<'a>(&'a self, update: &'a Update) -> Holders<'a> {
-        let mut touched = HashMap::new();
+        let tried = update.tried.iter().map(|frontend| (*frontend, None));
+        let mut touched: Holders<'a> = tried.collect();
         for (key, plan) in &update.former {
             touched.extend(plan.asked().map(|frontend| ((frontend, key.protocol), None)));
         }

@@ -135,8 +135,33 @@ pub enum Data {
     None,
     /// What becomes of the connection.
     Verdict(Verdict),
+    /// The same, once it was asked who the client is: source ranges, session affinity. Never a drop, which needs no asking.
+    Checked(Verdict),
     /// An endpoint.
     Endpoint(SocketAddr),
+}
+
+impl Data {
+    /// The verdict, and the chain it goes to; no chain for a drop.
+    pub fn verdict(self, family: Family) -> Option<(Verdict, Option<String>)> {
+        match self {
+            Self::Verdict(verdict) => Some((verdict, verdict.chain(family))),
+            Self::Checked(verdict) => {
+                let digit = digit(family);
+                let chain = verdict.chain(family);
+                Some((verdict, chain.map(|chain| format!("checked{digit}-{chain}"))))
+            }
+            Self::None | Self::Endpoint(_) => None,
+        }
+    }
+
+    /// The verdict whose chain is called so.
+    pub fn of_chain(name: &str) -> Option<Self> {
+        match name.strip_prefix("checked").and_then(|rest| rest.split_once('-')) {
+            Some((_, chain)) => Verdict::of_chain(chain).map(Self::Checked),
+            None => Verdict::of_chain(name).map(Self::Verdict),
+        }
+    }
 }
 
 /// What becomes of a connection to a frontend.
@@ -165,7 +190,7 @@ impl Verdict {
     }
 
     /// The verdict whose chain is called so.
-    pub fn of_chain(name: &str) -> Option<Self> {
+    fn of_chain(name: &str) -> Option<Self> {
         if name == "refuse" {
             return Some(Self::Refuse);
         }
@@ -191,7 +216,19 @@ pub fn of_plan(plan: &Plan, mut add: impl FnMut(Element, Data)) {
         let loopback = written.ip().is_loopback();
         let address = &asked(*written);
         let frontend = Key::Frontend(*address, protocol);
-        let mut verdict = |set, verdict| add(Element { set, key: frontend }, Data::Verdict(verdict));
+        let ranges = plan
+            .ranges
+            .as_ref()
+            .filter(|_| *kind == FrontendKind::LoadBalancer);
+        let asks = ranges.is_some() || plan.affinity.is_some();
+        let mut verdict = |set, verdict| {
+            let data = match verdict {
+                Verdict::Drop => Data::Verdict(verdict),
+                _ if asks => Data::Checked(verdict),
+                _ => Data::Verdict(verdict),
+            };
+            add(Element { set, key: frontend }, data);
+        };
         let is_cluster_ip = *kind == FrontendKind::ClusterIp;
         let inside = plan.inside.as_ref().filter(|_| !is_cluster_ip);
         // Of one frontend the numbers from 0 are what pods and the node are served by.
@@ -237,7 +274,7 @@ pub fn of_plan(plan: &Plan, mut add: impl FnMut(Element, Data)) {
         if let Some(seconds) = plan.affinity {
             plain(SetKind::Sticky(seconds), frontend);
         }
-        if let (FrontendKind::LoadBalancer, Some(ranges)) = (kind, &plan.ranges) {
+        if let Some(ranges) = ranges {
             plain(SetKind::Restricted, frontend);
             for range in ranges {
                 plain(SetKind::Sources, Key::Source(*address, protocol, *range));

@@ -30,6 +30,8 @@ pub struct NftablesProxy {
     table: Table,
     surroundings: Option<Surroundings>,
     plans: Plans,
+    /// What has changed since stale connections and clients were last looked for.
+    unsettled: Update,
     /// Elements that several sets may want, and how many do.
     shared: HashMap<Element, u32>,
     /// What a former daemon left, until the first sync.
@@ -48,6 +50,7 @@ impl NftablesProxy {
             table,
             surroundings: None,
             plans: Plans::default(),
+            unsettled: Update::default(),
             shared: HashMap::new(),
             found: Some(found),
         })
@@ -93,6 +96,19 @@ impl NftablesProxy {
         });
     }
 
+    /// Makes the table anew, empty, if its rules are not as they were made; says whether it had to.
+    fn make_whole(&mut self) -> Result<bool> {
+        if self.table.is_whole()? {
+            return Ok(false);
+        }
+        self.table.make()?;
+        if let Some(surroundings) = &self.surroundings {
+            self.table.adjust(surroundings)?;
+        }
+        self.found = self.found.take().map(|_| BTreeMap::new());
+        Ok(true)
+    }
+
     /// What all plans together come to.
     fn all_elements(&self) -> BTreeMap<Element, Data> {
         let mut all = BTreeMap::new();
@@ -102,8 +118,9 @@ impl NftablesProxy {
         all
     }
 
-    /// Sees to what connections and clients of these sets must not be left with.
-    fn settle(&self, update: &Update) -> Result<()> {
+    /// Sees to what connections and clients of the sets that changed must not be left with.
+    fn settle(&mut self) -> Result<()> {
+        let update = &self.unsettled;
         let sticky = |plan: &Plan| plan.affinity.is_some();
         if update.former.values().any(sticky) || self.plans.of(update).any(|(_, plan)| sticky(plan)) {
             let touched = self.plans.touched(update);
@@ -115,7 +132,9 @@ impl NftablesProxy {
                 }
             })?;
         }
-        plan::forget_stale(self.table.netfilter(), &self.plans, update)
+        plan::forget_stale(self.table.netfilter(), &self.plans, update)?;
+        self.unsettled = Update::default();
+        Ok(())
     }
 
     /// Numbers that a former daemon gave the endpoints of this set.
@@ -164,6 +183,10 @@ impl Proxy for NftablesProxy {
     }
 
     fn sync(&mut self, desired: &Desired, dirty: &Dirty) -> Result<SyncReport> {
+        // A sync that failed may have because the table was not there.
+        if self.found.is_some() && self.make_whole()? {
+            tracing::warn!("the table of Services was changed by others and is made anew");
+        }
         let found = self.found.take();
         let update = self.plans.update(desired, dirty, |key, port| {
             let numbers = Self::numbers_found(found.as_ref()?, key, port);
@@ -195,26 +218,26 @@ impl Proxy for NftablesProxy {
         }
         shared.retain(|_, count| *count > 0);
         self.shared = shared;
+        let report = self.plans.report(&update);
+        self.unsettled.take_in(update);
         let changes = Changes::between(found.as_ref().unwrap_or(&before), &after);
         if let Err(error) = self.table.apply(&changes) {
             // What the kernel holds is what it held: the next sync begins from there.
             self.plans.clear();
             self.shared.clear();
-            self.found = self.table.elements().ok();
+            self.found = Some(self.table.elements().unwrap_or_default());
             return Err(error);
         }
-        self.settle(&update)?;
-        Ok(self.plans.report(&update))
+        self.settle()?;
+        Ok(report)
     }
 
     fn audit(&mut self) -> Result<usize> {
         let mut mended = usize::from(loopback::ensure()?);
-        if !self.table.is_whole()? {
-            self.table.make()?;
-            if let Some(surroundings) = &self.surroundings {
-                self.table.adjust(surroundings)?;
-            }
-            mended += 1;
+        mended += usize::from(self.make_whole()?);
+        if self.found.is_some() {
+            // What it serves is a former daemon's, or from before a failure, until the next sync says what is wanted.
+            return Ok(mended);
         }
         let changes = Changes::between(&self.table.elements()?, &self.all_elements());
         mended += changes.removed.len().max(changes.added.len());
@@ -247,7 +270,7 @@ impl Proxy for NftablesProxy {
                 };
                 // Where both are there, what other hosts are served by is the set's own.
                 let verdict = lookup(SetKind::Outside).or_else(|| lookup(SetKind::Inside));
-                let Some(Data::Verdict(verdict)) = verdict else {
+                let Some(Data::Verdict(verdict) | Data::Checked(verdict)) = verdict else {
                     continue;
                 };
                 programmed.frontends.push(frontend);

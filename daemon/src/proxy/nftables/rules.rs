@@ -1,5 +1,6 @@
 //! The chains and rules that are made as they are needed, by netlink, in the same transaction as the elements that lead there: one
-//! chain for each number of endpoints there are, and one rule for each time-out of session affinity.
+//! chain for each number of endpoints there are, one for each of those that asks who the client is first, and one rule for each
+//! time-out of session affinity.
 //!
 //! nft 1.0 can write neither of them: it takes the first for a rule about TCP once the map is there, and runs out of
 //! registers for the second.
@@ -16,6 +17,12 @@ const NEW_SET: u16 = 9;
 /// `enum nft_chain_attributes`, `enum nft_rule_attributes`.
 const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const CHAIN_POLICY: u16 = 5;
+const CHAIN_TYPE: u16 = 7;
+/// `enum nft_hook_attributes`.
+const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
 const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
@@ -24,6 +31,21 @@ const LIST_ELEMENT: u16 = 1;
 const NAME: u16 = 1;
 const DATA: u16 = 2;
 const VALUE: u16 = 1;
+/// `NFTA_DATA_VERDICT`, `enum nft_verdict_attributes`.
+const VERDICT: u16 = 2;
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+
+/// `NF_ACCEPT`, `NF_IP_PRI_MANGLE`.
+const ACCEPT: u32 = 1;
+const MANGLE: i32 = -150;
+/// `NFT_JUMP`, `NFT_GOTO`.
+const JUMP: i32 = -3;
+const GOTO: i32 = -4;
+
+/// The chains that take down which endpoint a client was given, and their hooks: `NF_INET_POST_ROUTING` and, for what the node
+/// itself answers, `NF_INET_LOCAL_IN`. Every packet passes them, so they are there only once a Service has session affinity.
+pub const LEARN: [(&str, u32); 2] = [("learn", 4), ("learn-here", 1)];
 
 /// `NFT_REG_1`, which is the four words from `NFT_REG32_00` on.
 const FIRST: u32 = 1;
@@ -58,9 +80,7 @@ const TYPES: [u32; 4] = [7, 8, 12, 13];
 /// Adds the chain `name`, which picks one of `count` endpoints whose numbers begin at `offset`. As text:
 /// `dnat ip to ip daddr . meta l4proto . th dport . numgen random mod COUNT offset OFFSET map @endpoints4`.
 pub fn push_picker(batch: &mut Batch, name: &str, family: Family, count: u32, offset: u32) {
-    let mut chain = Attributes::default();
-    chain.put_str(CHAIN_TABLE, TABLE).put_str(CHAIN_NAME, name);
-    batch.push(NEW_CHAIN, libc::NLM_F_CREATE, &chain);
+    push_chain(batch, name, |_| {});
     push_rule(batch, name, |list| {
         let words = Words::of(family);
         let (protocol, port, index) = (words.at(1), words.at(1) + 1, words.at(1) + 2);
@@ -79,6 +99,33 @@ pub fn push_picker(batch: &mut Batch, name: &str, family: Family, count: u32, of
             put_numbers(data, &to)
         });
     });
+}
+
+/// Adds the chain `name`, which asks who the client is and goes on to `behind`. As text: `jump check4`, `goto BEHIND`.
+pub fn push_checked(batch: &mut Batch, name: &str, family: Family, behind: &str) {
+    push_chain(batch, name, |_| {});
+    push_rule(batch, name, |list| {
+        list.lead(JUMP, &format!("check{}", digit(family)))
+    });
+    push_rule(batch, name, |list| list.lead(GOTO, behind));
+}
+
+/// Adds one of [`LEARN`]. As text: `type filter hook HOOK priority mangle; policy accept;`.
+pub fn push_learning(batch: &mut Batch, name: &str, hook: u32) {
+    push_chain(batch, name, |chain| {
+        chain.nest(CHAIN_HOOK, |attributes| {
+            put_numbers(attributes, &[(HOOK_NUMBER, hook), (HOOK_PRIORITY, MANGLE as u32)]);
+        });
+        put_numbers(chain, &[(CHAIN_POLICY, ACCEPT)]);
+        chain.put_str(CHAIN_TYPE, "filter");
+    });
+}
+
+fn push_chain(batch: &mut Batch, name: &str, fill: impl FnOnce(&mut Attributes)) {
+    let mut chain = Attributes::default();
+    chain.put_str(CHAIN_TABLE, TABLE).put_str(CHAIN_NAME, name);
+    fill(&mut chain);
+    batch.push(NEW_CHAIN, libc::NLM_F_CREATE, &chain);
 }
 
 /// Adds the set `name` of frontends whose clients stay for `seconds`, and the rules that take down where they are. As text:
@@ -100,7 +147,7 @@ pub fn push_sticky(batch: &mut Batch, name: &str, family: Family, seconds: u32, 
         ],
     );
     batch.push(NEW_SET, libc::NLM_F_CREATE, &set);
-    for chain in ["learn", "learn-here"] {
+    for (chain, _) in LEARN {
         push_rule(batch, chain, |list| {
             list.only(words);
             list.bit(CT_STATE, STATE_NEW);
@@ -234,6 +281,19 @@ impl Expressions {
         self.with("meta", &[(1, behind), (2, TRANSPORT_PROTOCOL)]);
         self.add("ct", &[(1, behind + 1), (2, CT_PORT)], |data| {
             _ = data.put(3, &[ORIGINAL])
+        });
+    }
+
+    /// On to another chain.
+    fn lead(&mut self, how: i32, chain: &str) {
+        // `NFT_REG_VERDICT` is 0.
+        self.add("immediate", &[(1, 0)], |data| {
+            data.nest(2, |value| {
+                value.nest(VERDICT, |verdict| {
+                    put_numbers(verdict, &[(VERDICT_CODE, how as u32)]);
+                    verdict.put_str(VERDICT_CHAIN, chain);
+                });
+            });
         });
     }
 

@@ -3,8 +3,7 @@
 //! Translation happens once for each connection, in `nat` chains; connection tracking does the rest. No packet mark is
 //! used: marks are the operator's.
 
-use std::fmt::Write;
-use std::net::IpAddr;
+use std::fmt::{Display, Write};
 
 use super::elements::digit;
 use crate::proxy::Surroundings;
@@ -15,7 +14,7 @@ use crate::state::service_port::Family;
 pub const TABLE: &str = "sluice-services";
 
 /// An empty chain whose name says which layout the table has; another layout is replaced.
-pub const LAYOUT: &str = "layout-1";
+pub const LAYOUT: &str = "layout-2";
 
 /// How many clients of Services with session affinity are remembered.
 const AFFINITY_ENTRIES: u32 = 262_144;
@@ -48,7 +47,6 @@ fn words(family: Family) -> Words {
 pub fn table() -> String {
     let mut text = format!("table inet {TABLE} {{}}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
     text += &format!("  chain {LAYOUT} {{}}\n");
-    text += "  set uplinks { type ifname; }\n";
     for family in FAMILIES {
         text += &sets(&words(family));
     }
@@ -62,11 +60,14 @@ pub fn table() -> String {
   chain unreachable { reject with icmpx host-unreachable; }
   # Filled in for the node it is on.
   chain ping {}
-  chain source {}
+  chain leaving4 {}
+  chain leaving6 {}
 ";
     for family in FAMILIES {
         text += &lookups(&words(family));
     }
+    text += &format!("  chain inside {{\n{}    jump ping\n  }}\n", by_family("inside"));
+    text += &format!("  chain outside {{\n{}  }}\n", by_family("outside"));
     text += "
   # What asks on loopback is led round, and comes back in as a stranger.
   chain loopback {
@@ -78,44 +79,35 @@ pub fn table() -> String {
     }
     text += "
   }
-  chain inside {
-    meta l4proto { tcp, udp, sctp } meta nfproto vmap { ipv4 : goto inside4, ipv6 : goto inside6 }
-    jump ping
-  }
-  chain prerouting {
-    type nat hook prerouting priority dstnat; policy accept;
-    iifname != @uplinks goto inside
-    meta l4proto { tcp, udp, sctp } meta nfproto vmap { ipv4 : goto outside4, ipv6 : goto outside6 }
-  }
+  # Filled in too: what comes in by an uplink is from outside.
+  chain prerouting { type nat hook prerouting priority dstnat; policy accept; }
   chain output {
     type nat hook output priority -100; policy accept;
     jump loopback
     goto inside
   }
-  # Which endpoint a client of a Service with session affinity was given.
-  chain learn { type filter hook postrouting priority mangle; policy accept; }
-  chain learn-here { type filter hook input priority mangle; policy accept; }
   # Before the masquerading of what leaves the cluster.
   chain postrouting {
     type nat hook postrouting priority srcnat - 5; policy accept;
-    # A pod that connects to itself would answer itself past this host.
-    ct status dnat ip saddr . ip daddr @hairpin4 masquerade fully-random
-    ct status dnat ip6 saddr . ip6 daddr @hairpin6 masquerade fully-random
-    jump source
+    ct status & dnat == 0 accept
+    meta nfproto ipv4 goto leaving4
+    goto leaving6
+  }
+}
 ";
-    for family in FAMILIES {
-        let Words { digit, ip, .. } = words(family);
-        // Replies to what came from elsewhere and goes elsewhere would not come back by this node.
-        for protocol in PROTOCOLS {
-            let _ = writeln!(
-                text,
-                "    meta l4proto {protocol} ct status dnat ct original {ip} daddr . meta l4proto . ct original proto-dst \
-                 @external{digit} {ip} saddr != @own{digit} fib saddr type != local {ip} daddr != @own{digit} \
-                 masquerade fully-random"
-            );
-        }
+    text
+}
+
+/// Leads on by family what has ports. Comparing with a few is faster than looking up in a set, and most of it is the first.
+fn by_family(side: &str) -> String {
+    let mut text = String::new();
+    for protocol in PROTOCOLS {
+        let _ = writeln!(
+            text,
+            "    meta l4proto {protocol} meta nfproto ipv4 goto {side}4\n    meta l4proto {protocol} goto {side}6"
+        );
     }
-    text + "  }\n}\n"
+    text
 }
 
 fn sets(words: &Words) -> String {
@@ -126,7 +118,6 @@ fn sets(words: &Words) -> String {
     // A number has no type by name, so the parts are named by examples.
     format!(
         "
-  set own{digit} {{ type {address}; flags interval; }}
   map inside{digit} {{ type {frontend} : verdict; }}
   map outside{digit} {{ type {frontend} : verdict; }}
   map endpoints{digit} {{ typeof {ip} daddr . meta l4proto . th dport . numgen inc mod 2 : {ip} daddr . th dport; }}
@@ -149,20 +140,19 @@ fn sets(words: &Words) -> String {
 fn lookups(words: &Words) -> String {
     let Words { digit, ip, .. } = words;
     let frontend = frontend(ip);
-    // The same for both; which map decides is what differs.
-    let common = format!(
-        "    {frontend} @restricted{digit} {frontend} . {ip} saddr != @sources{digit} drop
-    dnat {ip} to {ip} saddr . {frontend} map @affinity{digit}
-"
-    );
     format!(
         "
   chain inside{digit} {{
-{common}    {frontend} vmap @inside{digit}
+    {frontend} vmap @inside{digit}
     {ip} daddr @clusterips{digit} goto refuse
   }}
   chain outside{digit} {{
-{common}    {frontend} vmap @outside{digit}
+    {frontend} vmap @outside{digit}
+  }}
+  # Where a Service asks who the client is, on the way to its endpoints.
+  chain check{digit} {{
+    {frontend} @restricted{digit} {frontend} . {ip} saddr != @sources{digit} drop
+    dnat {ip} to {ip} saddr . {frontend} map @affinity{digit}
   }}
 "
     )
@@ -174,45 +164,67 @@ fn frontend(ip: &str) -> String {
 
 /// What of the table depends on the node.
 pub fn surroundings(node: &Surroundings) -> String {
-    let mut text = format!(
-        "flush set inet {TABLE} uplinks\nflush chain inet {TABLE} ping\nflush chain inet {TABLE} source\n"
-    );
+    let mut rules = Rules::default();
     for device in &node.devices {
-        let _ = writeln!(text, "add element inet {TABLE} uplinks {{ \"{}\" }}", device.name);
+        rules.add("prerouting", format!("iifname \"{}\" goto outside", device.name));
     }
+    rules.add("prerouting", "goto inside");
     for family in FAMILIES {
-        let Words { digit, ip, icmp, .. } = words(family);
-        let _ = writeln!(text, "flush set inet {TABLE} own{digit}");
-        for network in node
-            .own_networks
-            .iter()
-            .filter(|network| Family::of(network.ip()) == family)
-        {
-            let _ = writeln!(text, "add element inet {TABLE} own{digit} {{ {network} }}");
-        }
-        let address: Option<&IpAddr> = node
-            .node_addresses
-            .iter()
-            .find(|address| Family::of(**address) == family);
-        let client = loopback::client(family);
-        let _ = writeln!(
-            text,
-            "add rule inet {TABLE} source oifname \"{}\" snat {ip} to {client}",
-            loopback::NEAR
-        );
-        if let Some(address) = address {
-            let _ = writeln!(
-                text,
-                "add rule inet {TABLE} source {ip} saddr {client} snat {ip} to {address}"
-            );
-        }
-        if let (true, Some(address)) = (node.ping, address) {
-            let _ = writeln!(
-                text,
-                "add rule inet {TABLE} ping {icmp} type echo-request {ip} daddr @ready{digit} dnat {ip} to {address}\n\
-                 add rule inet {TABLE} ping {icmp} type echo-request {ip} daddr @clusterips{digit} goto unreachable"
-            );
-        }
+        leaving(&mut rules, node, family);
+        ping(&mut rules, node, family);
     }
-    text
+    let flushed = ["prerouting", "leaving4", "leaving6", "ping"];
+    let mut text = String::new();
+    for chain in flushed {
+        let _ = writeln!(text, "flush chain inet {TABLE} {chain}");
+    }
+    text + &rules.0
+}
+
+/// Rules for chains, as text.
+#[derive(Default)]
+struct Rules(String);
+
+impl Rules {
+    fn add(&mut self, chain: &str, rule: impl Display) {
+        let _ = writeln!(self.0, "add rule inet {TABLE} {chain} {rule}");
+    }
+}
+
+/// Which source address it has, what leaves for an endpoint.
+fn leaving(rules: &mut Rules, node: &Surroundings, family: Family) {
+    let Words { digit, ip, .. } = words(family);
+    let chain = format!("leaving{digit}");
+    let mut add = |rule: String| rules.add(&chain, rule);
+    // A pod that connects to itself would answer itself past this host.
+    add(format!(
+        "{ip} saddr . {ip} daddr @hairpin{digit} masquerade fully-random"
+    ));
+    let (client, service) = (loopback::client(family), loopback::service(family));
+    add(format!("{ip} daddr {service} snat {ip} to {client}"));
+    if let Some(address) = node.node_address(family) {
+        add(format!("{ip} saddr {client} snat {ip} to {address}"));
+    }
+    // Replies to what came from elsewhere and goes elsewhere would not come back by this node.
+    let own = node.own_networks.iter();
+    for network in own.filter(|network| Family::of(network.ip()) == family) {
+        add(format!("{ip} saddr {network} accept"));
+        add(format!("{ip} daddr {network} accept"));
+    }
+    for protocol in PROTOCOLS {
+        add(format!(
+            "meta l4proto {protocol} ct original {ip} daddr . meta l4proto . ct original proto-dst @external{digit} \
+             fib saddr type != local masquerade fully-random"
+        ));
+    }
+}
+
+/// A ClusterIP answers for its endpoints.
+fn ping(rules: &mut Rules, node: &Surroundings, family: Family) {
+    let Words { digit, ip, icmp, .. } = words(family);
+    if let Some(address) = node.node_address(family).filter(|_| node.ping) {
+        let asked = format!("{icmp} type echo-request {ip} daddr");
+        rules.add("ping", format!("{asked} @ready{digit} dnat {ip} to {address}"));
+        rules.add("ping", format!("{asked} @clusterips{digit} goto unreachable"));
+    }
 }

@@ -154,19 +154,33 @@ impl Table {
         let mut id = 0;
         for (element, data) in &changes.added {
             let family = element.family();
-            let pick = match data {
-                Data::Verdict(verdict @ Verdict::Cluster(count)) => Some((verdict, *count, 0)),
-                Data::Verdict(verdict @ Verdict::Local(count)) => Some((verdict, *count, LOCAL_OFFSET)),
-                _ => None,
-            };
-            if let Some((verdict, count, offset)) = pick
-                && let Some(name) = verdict.chain(family).and_then(&mut missing)
+            if let Some((verdict, Some(chain))) = data.verdict(family)
+                && let Some(behind) = verdict.chain(family)
             {
-                rules::push_picker(batch, &name, family, count, offset);
+                let pick = match verdict {
+                    Verdict::Cluster(count) => Some((count, 0)),
+                    Verdict::Local(count) => Some((count, LOCAL_OFFSET)),
+                    Verdict::Refuse | Verdict::Drop => None,
+                };
+                if let Some((count, offset)) = pick
+                    && let Some(name) = missing(behind.clone())
+                {
+                    rules::push_picker(batch, &name, family, count, offset);
+                }
+                if matches!(data, Data::Checked(_))
+                    && let Some(name) = missing(chain)
+                {
+                    rules::push_checked(batch, &name, family, &behind);
+                }
             }
             if let SetKind::Sticky(seconds) = element.set
                 && let Some(name) = missing(element.set.name(family))
             {
+                for (chain, hook) in rules::LEARN {
+                    if let Some(name) = missing(chain.to_owned()) {
+                        rules::push_learning(batch, &name, hook);
+                    }
+                }
                 // Tells the sets of one transaction apart.
                 id += 1;
                 rules::push_sticky(batch, &name, family, seconds, id);
@@ -392,10 +406,10 @@ fn put_data(element: &mut Attributes, data: Data, family: Family) {
                 _ = data.put(DATA_VALUE, &endpoint_bytes(endpoint))
             });
         }
-        Data::Verdict(verdict) => {
+        Data::Verdict(_) | Data::Checked(_) => {
+            let chain = data.verdict(family).and_then(|(_, chain)| chain);
             element.nest(ELEMENT_DATA, |data| {
                 data.nest(DATA_VERDICT, |attributes| {
-                    let chain = verdict.chain(family);
                     let code = if chain.is_some() { GOTO } else { DROP };
                     attributes.put(VERDICT_CODE, &code.to_be_bytes());
                     if let Some(chain) = chain {
@@ -415,12 +429,10 @@ fn data_of(set: SetKind, family: Family, element: &[u8]) -> Data {
         SetKind::Endpoints => attribute(data, DATA_VALUE)
             .and_then(|value| Parts(value).endpoint(family))
             .map(Data::Endpoint),
-        _ => attribute(data, DATA_VERDICT)
-            .and_then(|verdict| match attribute(verdict, VERDICT_CHAIN) {
-                Some(chain) => Verdict::of_chain(&string(chain)),
-                None => Some(Verdict::Drop),
-            })
-            .map(Data::Verdict),
+        _ => attribute(data, DATA_VERDICT).and_then(|verdict| match attribute(verdict, VERDICT_CHAIN) {
+            Some(chain) => Data::of_chain(&string(chain)),
+            None => Some(Data::Verdict(Verdict::Drop)),
+        }),
     };
     found.unwrap_or(Data::None)
 }
