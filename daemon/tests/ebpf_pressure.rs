@@ -5,33 +5,136 @@
 mod ebpf_support;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use ebpf_support::device::Device;
-use ebpf_support::packet::{ACK, SYN, tcp};
-use ebpf_support::{Desired, ip, key, on_node, port, sync};
+use ebpf_support::packet::{ACK, Packet, RST, SYN, tcp, udp};
+use ebpf_support::{Desired, Node, ip, key, on_node, port, sync};
 use sluice_daemon::network;
+use sluice_daemon::proxy::ebpf::EbpfProxy;
 use sluice_daemon::proxy::{ConnectionState, Proxy, Surroundings};
-use sluice_daemon::state::service_port::{Family, FrontendKind, Protocol};
+use sluice_daemon::state::service_port::{Family, FrontendKind, Place, Protocol};
 
 /// Two entries each: more than twice what the table holds.
 const STRANGERS: u32 = 150_000;
+
+fn open(node: &Node) -> (EbpfProxy, Device) {
+    ip("link add uplink type veth peer name other");
+    let mut proxy = node.open();
+    proxy
+        .adjust(&Surroundings {
+            devices: vec![network::Device {
+                index: nix::net::if_::if_nametoindex("uplink").unwrap(),
+                name: "uplink".to_owned(),
+            }],
+            pod_network_addresses: vec!["10.244.1.0".parse().unwrap()],
+            ..Surroundings::default()
+        })
+        .unwrap();
+    let device = Device::attached(&node.options.pins, "uplink");
+    (proxy, device)
+}
+
+/// Clients of an endpoint on another node, for each of whom this node stands in with a port of its own.
+struct StoodIn<'a> {
+    device: &'a Device,
+    first: Packet,
+}
+
+/// How many there are of these ports.
+const PORTS: u32 = 32_768 - 1_024;
+
+impl<'a> StoodIn<'a> {
+    fn new(proxy: &mut EbpfProxy, device: &'a Device, protocol: Protocol, first: Packet) -> Self {
+        let backend = "10.244.2.9:8080".parse().unwrap();
+        let mut set = port(&[("192.0.2.1:30080", FrontendKind::NodePort)], &[backend]);
+        set.backends[0].place = Place::PodNetwork;
+        sync(proxy, &Desired::from([(key("web", protocol, Family::V4), set)]));
+        Self { device, first }
+    }
+
+    fn first_of(&self, client: u32) -> Packet {
+        let address = Ipv4Addr::from_bits(0x0b00_0000 + client);
+        self.first.from(SocketAddr::new(address.into(), 4000))
+    }
+
+    /// A client's packet as it leaves for the endpoint; none if it was dropped.
+    fn leaves(&self, packet: &Packet) -> Option<Packet> {
+        let inside = self.device.packet_in(packet)?;
+        self.device.packet_out(&inside)
+    }
+
+    /// An answer to what left, as the client gets it.
+    fn answered(&self, left: &Packet, flags: u8) -> Packet {
+        let answer = if left.tcp.is_some() {
+            left.reply(flags)
+        } else {
+            udp(&left.destination.to_string(), &left.source.to_string())
+        };
+        let back = self.device.packet_in(&answer).unwrap();
+        self.device.packet_out(&back).unwrap()
+    }
+}
+
+/// S5 S23: a client that comes when all of a stand-in's ports were given away has one of a connection that is over; those that
+/// live keep theirs.
+#[test]
+fn a_stand_ins_ports_are_taken_from_connections_that_are_over() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        let first = tcp("198.51.100.7:5000", "192.0.2.1:30080", SYN);
+        let clients = StoodIn::new(&mut proxy, &device, Protocol::Tcp, first);
+        let mut live = Vec::new();
+        for client in 0..PORTS + 2_000 {
+            let first = clients.first_of(client);
+            let left = clients
+                .leaves(&first)
+                .unwrap_or_else(|| panic!("client {client} was dropped"));
+            if client < 500 {
+                assert_eq!(clients.answered(&left, SYN | ACK).destination, first.source);
+                live.push((first, left));
+            } else {
+                device.packet_in(&first.flags(RST)).unwrap();
+            }
+        }
+        for (first, left) in live {
+            let data = first.flags(ACK);
+            assert_eq!(clients.leaves(&data).unwrap(), left.flags(ACK));
+            assert_eq!(clients.answered(&left, ACK).destination, first.source);
+        }
+    });
+}
+
+/// S5 S23: of datagrams nobody can tell which are the last. Who has said nothing for ten seconds gives way, who speaks does not.
+#[test]
+fn a_stand_ins_ports_are_taken_from_those_that_fell_silent() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        let first = udp("198.51.100.7:5000", "192.0.2.1:30080");
+        let clients = StoodIn::new(&mut proxy, &device, Protocol::Udp, first);
+        let speaks = clients.first_of(0);
+        let left = clients.leaves(&speaks).unwrap();
+        let refused = (1..2 * PORTS).find(|client| clients.leaves(&clients.first_of(*client)).is_none());
+        let refused = refused.expect("all ports were given away");
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(10_500) {
+            assert_eq!(clients.leaves(&speaks).as_ref(), Some(&left));
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        for client in refused..refused + 2_000 {
+            let left = clients.leaves(&clients.first_of(client));
+            assert!(left.is_some(), "client {client} was dropped");
+        }
+        assert_eq!(clients.leaves(&speaks).as_ref(), Some(&left));
+        assert_eq!(clients.answered(&left, 0).destination, speaks.source);
+    });
+}
 
 /// S23
 #[test]
 fn a_flood_of_new_connections_leaves_those_that_live() {
     on_node(|node| {
-        ip("link add uplink type veth peer name other");
-        let mut proxy = node.open();
-        proxy
-            .adjust(&Surroundings {
-                devices: vec![network::Device {
-                    index: nix::net::if_::if_nametoindex("uplink").unwrap(),
-                    name: "uplink".to_owned(),
-                }],
-                ..Surroundings::default()
-            })
-            .unwrap();
-        let device = Device::attached(&node.options.pins, "uplink");
+        let (mut proxy, device) = open(node);
         let backend = "10.244.1.9:8080";
         let set = port(
             &[("192.0.2.1:30080", FrontendKind::NodePort)],

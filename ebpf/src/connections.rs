@@ -15,8 +15,12 @@ use crate::packet::{FIN, Packet, RST, SYN};
 /// so neither takes the other's.
 const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 32768 - FIRST_PORT;
-const TRIES: u32 = 8;
+/// How often a free port is looked for, and then one of a connection that can spare it.
+const TRIES: u32 = 16;
 const SECOND: u64 = 1_000_000_000;
+/// After so long without a word a connection gives way to one that finds no port, where nobody answered or it is one of datagrams,
+/// nanoseconds.
+const SILENCE: u64 = 10 * SECOND;
 
 /// Where packets come in.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -123,27 +127,41 @@ pub fn frontend_key(packet: &Packet) -> FrontendKey {
     }
 }
 
-/// Room for what is entered and removed, one for each CPU: on the stack there is too little for it.
+/// Why there can be no connection.
+pub enum Refused {
+    /// As this counter says.
+    For(Counter),
+    /// No free port was found for who stands in for the client; one may be freed by [`free_port`].
+    Crowded,
+}
+
+/// A connection's key and entry.
 #[repr(C)]
 struct Work {
     key: ConnectionKey,
     value: Connection,
 }
 
+/// Whose room a [`Work`] is: a connection's that is entered, one's that goes, and that of the key that one who found no port would have.
+const NEW: u32 = 0;
+const FORMER: u32 = 1;
+const CROWDED: u32 = 2;
+
+/// Room for connections, for each CPU: on the stack there is too little for it.
 #[map]
-static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(3, 0);
 
 #[inline(always)]
-fn work() -> Option<&'static mut Work> {
+fn work(whose: u32) -> Option<&'static mut Work> {
     // SAFETY: the pointer is a value of this CPU's, and while a program for packets runs no other does there. Any bytes
-    // are a value.
-    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+    // are a value. Nobody asks for the same one twice before having done with it.
+    WORK.get_ptr_mut(whose).map(|work| unsafe { &mut *work })
 }
 
 /// [`find`], for where the stack has no room for a key.
 #[inline(always)]
 pub fn find_off_stack(key: ConnectionKey) -> Option<&'static mut Connection> {
-    let work = work()?;
+    let work = work(NEW)?;
     work.key = key;
     find(&work.key)
 }
@@ -151,20 +169,24 @@ pub fn find_off_stack(key: ConnectionKey) -> Option<&'static mut Connection> {
 /// Removes the connection whose `FORWARD` entry is `entry`, the packet's own.
 #[inline(always)]
 pub fn remove(packet: &Packet, entry: &Connection) {
-    let Some(Work { key, value }) = work() else {
-        return;
-    };
-    *value = *entry;
-    *key = ConnectionKey {
-        source: value.address,
-        destination: packet.source,
-        source_port: value.port,
-        destination_port: packet.source_port,
-        protocol: packet.protocol,
-        direction: direction::OUT,
-        zero: 0,
-    };
+    if let Some(work) = work(FORMER) {
+        work.key = packet.key(direction::IN);
+        work.value = *entry;
+        remove_all(work);
+    }
+}
+
+/// Removes the connection whose `FORWARD` entry this is. That goes first: without it nothing of the connection is used.
+#[inline(always)]
+fn remove_all(Work { key, value }: &mut Work) {
+    let (client, client_port) = (key.source, key.source_port);
     // What is not there need not be removed: no result matters here.
+    let _ = CONNECTIONS.remove(&*key);
+    key.source = value.address;
+    key.source_port = value.port;
+    key.destination = client;
+    key.destination_port = client_port;
+    key.direction = direction::OUT;
     let _ = CONNECTIONS.remove(&*key);
     if !value.stand_in.is_unspecified() {
         key.direction = direction::IN;
@@ -172,24 +194,88 @@ pub fn remove(packet: &Packet, entry: &Connection) {
         key.destination_port = value.stand_in_port;
         let _ = CONNECTIONS.remove(&*key);
         key.direction = direction::OUT;
-        key.source = packet.source;
-        key.source_port = packet.source_port;
+        key.source = client;
+        key.source_port = client_port;
         key.destination = value.address;
         key.destination_port = value.port;
         let _ = CONNECTIONS.remove(&*key);
     }
-    *key = packet.key(direction::IN);
-    let _ = CONNECTIONS.remove(&*key);
+}
+
+/// Has a connection give up its stand-in's port for the packet for which none was free: one that is over, or that nobody has answered or,
+/// of datagrams, spoken in for a while. The port, in network order; 0 if none was found.
+///
+/// A global function to the verifier, as those of `translate.rs`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn free_port() -> u32 {
+    let Some(crowded) = work(CROWDED) else {
+        return 0;
+    };
+    for _ in 0..TRIES / 2 {
+        let port = random_port();
+        let Some(former) = work(FORMER) else {
+            return 0;
+        };
+        former.key = crowded.key;
+        former.key.destination_port = port;
+        if let Some(former) = spared(former) {
+            remove_all(former);
+            return u32::from(port);
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn random_port() -> u16 {
+    ((FIRST_PORT + below(PORTS)) as u16).to_be()
+}
+
+/// The `FORWARD` entry of the connection whose `UNSOURCE` entry's key this is, if it can be spared.
+#[inline(always)]
+fn spared(work: &'static mut Work) -> Option<&'static mut Work> {
+    let Work { key, value } = &mut *work;
+    let (stand_in, stand_in_port) = (key.destination, key.destination_port);
+    let unsource = find(key)?;
+    let (client, client_port) = (unsource.address, unsource.port);
+    key.destination = client;
+    key.destination_port = client_port;
+    key.direction = direction::OUT;
+    let undest = find(key)?;
+    key.source = client;
+    key.source_port = client_port;
+    key.destination = undest.address;
+    key.destination_port = undest.port;
+    key.direction = direction::IN;
+    let forward = find(key)?;
+    let silent = now().wrapping_sub(forward.last_seen) >= SILENCE;
+    let over =
+        seen::closed(forward.seen) || silent && (key.protocol == UDP || forward.seen & seen::REPLY == 0);
+    // The client's port may have another connection by now, whose stand-in has another.
+    if !over || forward.stand_in_port != stand_in_port || !forward.stand_in.is(&stand_in) {
+        return None;
+    }
+    *value = *forward;
+    Some(work)
 }
 
 /// Enters a new connection from the packet's sender to `backend`.
 ///
+/// Who stands in for the client has the port `freed`, if it is one and free.
+///
 /// # Errors
-/// Which counter says why there can be none.
+/// Why there can be none.
 #[inline(always)]
-pub fn create(packet: &Packet, service: u32, backend: &Backend, origin: Origin) -> Result<(), Counter> {
-    let stand_in = stand_in(packet, backend, origin)?;
-    let Work { key, value } = work().ok_or(Counter::DroppedNoPort)?;
+pub fn create(
+    packet: &Packet,
+    service: u32,
+    backend: &Backend,
+    origin: Origin,
+    freed: u16,
+) -> Result<(), Refused> {
+    let stand_in = stand_in(packet, backend, origin).map_err(Refused::For)?;
+    let Work { key, value } = work(NEW).ok_or(Refused::For(Counter::DroppedNoPort))?;
     *key = ConnectionKey {
         source: backend.address,
         destination: packet.source,
@@ -217,11 +303,11 @@ pub fn create(packet: &Packet, service: u32, backend: &Backend, origin: Origin) 
         // The same client's port already talks to this backend. By this very frontend: an orphan of ours. By another:
         // the two could not be told apart, unless the other is over.
         if taken(key, packet) {
-            return Err(Counter::DroppedNoPort);
+            return Err(Refused::For(Counter::DroppedNoPort));
         }
         CONNECTIONS
             .insert(&*key, &*value, u64::from(BPF_ANY))
-            .map_err(|_| Counter::DroppedNoPort)?;
+            .map_err(|_| Refused::For(Counter::DroppedNoPort))?;
     }
     let mut stand_in_port = 0;
     if !stand_in.is_unspecified() {
@@ -230,16 +316,20 @@ pub fn create(packet: &Packet, service: u32, backend: &Backend, origin: Origin) 
         value.role = role::UNSOURCE;
         value.address = packet.source;
         value.port = packet.source_port;
+        let mut port = if freed == 0 { random_port() } else { freed };
         for _ in 0..TRIES {
-            let port = ((FIRST_PORT + below(PORTS)) as u16).to_be();
             key.destination_port = port;
             if CONNECTIONS.insert(&*key, &*value, u64::from(BPF_NOEXIST)).is_ok() {
                 stand_in_port = port;
                 break;
             }
+            port = random_port();
         }
         if stand_in_port == 0 {
-            return Err(Counter::DroppedNoPort);
+            if let Some(crowded) = work(CROWDED) {
+                crowded.key = *key;
+            }
+            return Err(Refused::Crowded);
         }
         key.direction = direction::OUT;
         key.source = packet.source;
@@ -251,7 +341,7 @@ pub fn create(packet: &Packet, service: u32, backend: &Backend, origin: Origin) 
         value.port = stand_in_port;
         CONNECTIONS
             .insert(&*key, &*value, u64::from(BPF_ANY))
-            .map_err(|_| Counter::DroppedNoPort)?;
+            .map_err(|_| Refused::For(Counter::DroppedNoPort))?;
     }
     *value = Connection {
         last_seen: now(),

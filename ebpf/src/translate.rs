@@ -6,13 +6,15 @@
 //! would object to. A connection's first packet chooses; the rest follow the connection table.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
 use sluice_ebpf_types::{Backend, Counter, Frontend, UDP, direction, frontend_flag, role};
 
 use crate::balance::{By, admits, choose};
 use crate::connections::{
-    Origin, create, find, find_off_stack, frontend_key, note_client, note_reply, refuser, remove, stale,
-    touch,
+    Origin, Refused, create, find, find_off_stack, free_port, frontend_key, note_client, note_reply, refuser,
+    remove, stale, touch,
 };
 use crate::counters::count;
 use crate::forward::note_translated;
@@ -28,6 +30,10 @@ pub const NEXT: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT as i32;
 /// No verdict on the packet: its connection has been entered. `TC_ACT_OK`, which nothing here ever answers.
 const BEGUN: i32 = 0;
+/// No verdict either: no port was free for who stands in for the client. `TC_ACT_STOLEN`, as little an answer.
+const CROWDED: i32 = 4;
+/// Nor this: it is known where the connection goes. `TC_ACT_QUEUED`.
+const DECIDED: i32 = 5;
 
 /// What becomes of a connection's first packet.
 enum Verdict {
@@ -96,33 +102,62 @@ pub fn incoming(ctx: &TcContext, l3: u32, origin: Origin) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn begin_connection(origin: u32) -> i32 {
-    let origin = if origin == Origin::Pod as u32 {
+    // In mid-connection without an entry there is no telling where it belongs: the host answers with a reset. Nearly all that has
+    // nothing to do with Services is such a packet.
+    if !Packet::last().is_some_and(Packet::opens) {
+        return NEXT;
+    }
+    let verdict = decide(origin);
+    if verdict != DECIDED {
+        return verdict;
+    }
+    let mut verdict = enter(origin, 0);
+    if verdict == CROWDED {
+        let port = free_port();
+        if port != 0 {
+            verdict = enter(origin, port);
+        }
+    }
+    if verdict == CROWDED {
+        verdict = drop_as(Counter::DroppedNoPort);
+    }
+    verdict
+}
+
+/// Where a connection goes, from when that is decided until it is entered.
+#[repr(C)]
+struct Destination {
+    backend: Backend,
+    service: u32,
+    counter: Counter,
+}
+
+#[map]
+static DESTINATION: PerCpuArray<Destination> = PerCpuArray::with_max_entries(1, 0);
+
+fn origin_of(number: u32) -> Origin {
+    if number == Origin::Pod as u32 {
         Origin::Pod
     } else {
         Origin::Network
-    };
-    match Packet::last() {
-        Some(packet) => match begin(packet, origin) {
-            Ok(()) => BEGUN,
-            Err(verdict) => verdict,
-        },
-        None => NEXT,
     }
 }
 
-#[inline(always)]
-fn begin(packet: &Packet, origin: Origin) -> Result<(), i32> {
-    if let Some(known) = find(&packet.key(direction::IN)) {
+/// Decides where the connection goes that a packet begins: [`DECIDED`], [`BEGUN`], or what becomes of the packet.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn decide(origin: u32) -> i32 {
+    let (Some(packet), Some(decided)) = (Packet::last(), DESTINATION.get_ptr_mut(0)) else {
+        return NEXT;
+    };
+    if let Some(known) = find_off_stack(packet.key(direction::IN)) {
         if !stale(known, packet) {
             // Entered by another CPU meanwhile.
-            return Ok(());
+            return BEGUN;
         }
         remove(packet, known);
     }
-    // In mid-connection without an entry there is no telling where it belongs: the host answers with a reset.
-    if !packet.opens() {
-        return Err(NEXT);
-    }
+    let origin = origin_of(origin);
     // SAFETY: the map's elements are replaced, never rewritten in place.
     let (service, verdict) = match unsafe { FRONTENDS.get(&frontend_key(packet)) } {
         None => (0, unserved(packet, origin)),
@@ -133,15 +168,41 @@ fn begin(packet: &Packet, origin: Origin) -> Result<(), i32> {
     };
     let (backend, counter) = match verdict {
         Verdict::To(backend, counter) => (backend, counter),
-        Verdict::Pass => return Err(NEXT),
-        Verdict::Drop(counter) => return Err(drop_as(counter)),
+        Verdict::Pass => return NEXT,
+        Verdict::Drop(counter) => return drop_as(counter),
     };
+    let destination = Destination {
+        backend,
+        service,
+        counter,
+    };
+    // SAFETY: the pointer is a value of this CPU's, and while a program for packets runs no other does there.
+    unsafe { decided.write(destination) };
+    DECIDED
+}
+
+/// Enters the connection that goes where [`decide`] says: [`BEGUN`], [`CROWDED`], or what becomes of the packet. `freed` is a port that
+/// was made free for it, in network order, or 0.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn enter(origin: u32, freed: u32) -> i32 {
+    let (Some(packet), Some(decided)) = (Packet::last(), DESTINATION.get_ptr(0)) else {
+        return NEXT;
+    };
+    // SAFETY: as in `decide`, which has written it.
+    let decided = unsafe { &*decided };
+    let origin = origin_of(origin);
     if origin == Origin::Pod {
         note_translated(&packet.source);
     }
-    create(packet, service, &backend, origin).map_err(drop_as)?;
-    count(counter);
-    Ok(())
+    match create(packet, decided.service, &decided.backend, origin, freed as u16) {
+        Ok(()) => {
+            count(decided.counter);
+            BEGUN
+        }
+        Err(Refused::For(counter)) => drop_as(counter),
+        Err(Refused::Crowded) => CROWDED,
+    }
 }
 
 /// Another host's first packet for a frontend.
