@@ -149,6 +149,8 @@ fn lookups(words: &Words) -> String {
   chain outside{digit} {{
     {frontend} vmap @outside{digit}
   }}
+  # A pod that connects to itself would answer itself past this host.
+  chain hairpin{digit} {{ {ip} saddr . {ip} daddr @hairpin{digit} masquerade fully-random; }}
   # Where a Service asks who the client is, on the way to its endpoints.
   chain check{digit} {{
     {frontend} @restricted{digit} {frontend} . {ip} saddr != @sources{digit} drop
@@ -196,19 +198,23 @@ fn leaving(rules: &mut Rules, node: &Surroundings, family: Family) {
     let Words { digit, ip, .. } = words(family);
     let chain = format!("leaving{digit}");
     let mut add = |rule: String| rules.add(&chain, rule);
-    // A pod that connects to itself would answer itself past this host.
-    add(format!(
-        "{ip} saddr . {ip} daddr @hairpin{digit} masquerade fully-random"
-    ));
+    let own: Vec<_> = node
+        .own_networks
+        .iter()
+        .filter(|network| Family::of(network.ip()) == family)
+        .collect();
+    // Most come from pods here, and see their replies come back here.
+    for network in &own {
+        add(format!("{ip} saddr {network} goto hairpin{digit}"));
+    }
+    add(format!("jump hairpin{digit}"));
     let (client, service) = (loopback::client(family), loopback::service(family));
     add(format!("{ip} daddr {service} snat {ip} to {client}"));
     if let Some(address) = node.node_address(family) {
         add(format!("{ip} saddr {client} snat {ip} to {address}"));
     }
     // Replies to what came from elsewhere and goes elsewhere would not come back by this node.
-    let own = node.own_networks.iter();
-    for network in own.filter(|network| Family::of(network.ip()) == family) {
-        add(format!("{ip} saddr {network} accept"));
+    for network in &own {
         add(format!("{ip} daddr {network} accept"));
     }
     for protocol in PROTOCOLS {
