@@ -258,6 +258,26 @@ fn what_was_begun_before_anybody_served_it_is_forgotten() {
     });
 }
 
+/// S18: of another build's table none of this one's rules make sense, but it serves until there is something to put in its place.
+#[test]
+fn a_table_of_another_layout_serves_until_it_is_replaced() {
+    on_node(|_| {
+        nft("add table inet sluice-services");
+        for chain in ["layout-0", "inside4"] {
+            nft(&format!("add chain inet sluice-services {chain}"));
+        }
+        nft("add rule inet sluice-services inside4 counter");
+        let former = ruleset();
+        let mut proxy = NftablesProxy::open().unwrap();
+        assert_eq!(ruleset(), former);
+        proxy.adjust(&surroundings()).unwrap();
+        sync(&mut proxy, &variety(), &Dirty::All);
+        assert!(!ruleset().contains("layout-0"));
+        assert!(ruleset().contains("10.96.0.1 . tcp . 80 : goto cluster4-3"));
+        assert_eq!(proxy.audit().unwrap(), 0);
+    });
+}
+
 /// S13 S18: the table is gone before anybody looked: the next sync makes it good, and looks for what the failed one left stale.
 #[test]
 fn after_a_failure_datagrams_go_where_somebody_is() {

@@ -62,10 +62,12 @@ pub struct Table {
     made: BTreeSet<String>,
     /// The rules, by chain and handle, as they are when all is well.
     rules: BTreeSet<(String, Vec<u8>)>,
+    /// Whether the table is another build's, of another layout.
+    outdated: bool,
 }
 
 impl Table {
-    /// Opens the table that is there, if it has the layout of this build; else makes it anew. True if it was there.
+    /// Opens the table that is there, true, or makes it. One of another layout serves until [`Table::adjust`] makes it anew.
     ///
     /// # Errors
     /// nft(8) is missing or refuses, or the kernel has no nf_tables.
@@ -75,14 +77,18 @@ impl Table {
             netfilter,
             made: BTreeSet::new(),
             rules: BTreeSet::new(),
+            outdated: false,
         };
-        let there = table.names(GET_CHAIN)?.contains(LAYOUT);
+        let chains = table.names(GET_CHAIN)?;
+        let there = chains.contains(LAYOUT);
         if there {
-            table.made = table.names(GET_CHAIN)?;
+            table.made = chains;
             table.made.extend(table.names(GET_SET)?);
             table.rules = table.rules()?;
-        } else {
+        } else if chains.is_empty() {
             table.make()?;
+        } else {
+            table.outdated = true;
         }
         Ok((table, there))
     }
@@ -93,6 +99,7 @@ impl Table {
     /// As [`Table::open`].
     pub fn make(&mut self) -> Result<()> {
         nft(&skeleton::table())?;
+        self.outdated = false;
         self.made.clear();
         self.rules = self.rules()?;
         Ok(())
@@ -103,6 +110,9 @@ impl Table {
     /// # Errors
     /// nft(8)'s.
     pub fn adjust(&mut self, surroundings: &Surroundings) -> Result<()> {
+        if self.outdated {
+            self.make()?;
+        }
         nft(&skeleton::surroundings(surroundings))?;
         self.rules = self.rules()?;
         Ok(())
@@ -327,6 +337,7 @@ pub fn remove() -> Result<bool> {
         netfilter,
         made: BTreeSet::new(),
         rules: BTreeSet::new(),
+        outdated: false,
     };
     match table.names(GET_CHAIN) {
         Ok(names) if !names.is_empty() => {}
