@@ -67,7 +67,8 @@ pub struct Table {
 }
 
 impl Table {
-    /// Opens the table that is there, true, or makes it. One of another layout serves until [`Table::adjust`] makes it anew.
+    /// Opens the table that is there, or makes it; true if it was there. One of another layout is not taken for it, but serves until
+    /// [`Table::adjust`] makes it anew.
     ///
     /// # Errors
     /// nft(8) is missing or refuses, or the kernel has no nf_tables.
