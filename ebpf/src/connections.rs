@@ -15,8 +15,9 @@ use crate::packet::{FIN, Packet, RST, SYN};
 /// so neither takes the other's.
 const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 32768 - FIRST_PORT;
-/// How often a free port is looked for, and then one of a connection that can spare it.
+/// How often a free port is looked for, and how often then one of a connection that can spare it.
 const TRIES: u32 = 16;
+const TRIES_TAKEN: u32 = 8;
 const SECOND: u64 = 1_000_000_000;
 /// After so long without a word a connection gives way to one that finds no port, where nobody answered or it is one of datagrams,
 /// nanoseconds.
@@ -176,7 +177,7 @@ pub fn remove(packet: &Packet, entry: &Connection) {
     }
 }
 
-/// Removes the connection whose `FORWARD` entry this is. That goes first: without it nothing of the connection is used.
+/// Removes the connection whose `FORWARD` entry this is. That goes first: without it nothing of the client's comes as far as the others.
 #[inline(always)]
 fn remove_all(Work { key, value }: &mut Work) {
     let (client, client_port) = (key.source, key.source_port);
@@ -212,7 +213,7 @@ pub extern "C" fn free_port() -> u32 {
     let Some(crowded) = work(CROWDED) else {
         return 0;
     };
-    for _ in 0..TRIES / 2 {
+    for _ in 0..TRIES_TAKEN {
         let port = random_port();
         let Some(former) = work(FORMER) else {
             return 0;

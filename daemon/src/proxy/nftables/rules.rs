@@ -32,16 +32,16 @@ const NAME: u16 = 1;
 const DATA: u16 = 2;
 const VALUE: u16 = 1;
 /// `NFTA_DATA_VERDICT`, `enum nft_verdict_attributes`.
-const VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
-const VERDICT_CHAIN: u16 = 2;
+pub const VERDICT: u16 = 2;
+pub const VERDICT_CODE: u16 = 1;
+pub const VERDICT_CHAIN: u16 = 2;
 
 /// `NF_ACCEPT`, `NF_IP_PRI_MANGLE`.
 const ACCEPT: u32 = 1;
 const MANGLE: i32 = -150;
 /// `NFT_JUMP`, `NFT_GOTO`.
 const JUMP: i32 = -3;
-const GOTO: i32 = -4;
+pub const GOTO: i32 = -4;
 
 /// The chains that take down which endpoint a client was given, and their hooks: `NF_INET_POST_ROUTING` and, for what the node
 /// itself answers, `NF_INET_LOCAL_IN`. Every packet passes them, so they are there only once a Service has session affinity.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::elements::{
     Changes, Data, Element, LOCAL_OFFSET, SetKind, Verdict, endpoint_bytes, key_bytes, key_of,
 };
-use super::rules;
+use super::rules::{self, GOTO, VERDICT, VERDICT_CHAIN, VERDICT_CODE};
 use super::skeleton::{self, LAYOUT, TABLE};
 use crate::proxy::Surroundings;
 use crate::proxy::netfilter::parts::Parts;
@@ -41,13 +41,8 @@ const LIST_ELEMENT: u16 = 1;
 const ELEMENT_KEY: u16 = 1;
 const ELEMENT_DATA: u16 = 2;
 const ELEMENT_KEY_END: u16 = 10;
-/// `enum nft_data_attributes`, `enum nft_verdict_attributes`.
+/// `NFTA_DATA_VALUE`, `NF_DROP`.
 const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
-const VERDICT_CHAIN: u16 = 2;
-/// `NFT_GOTO`, `NF_DROP`.
-const GOTO: i32 = -4;
 const DROP: i32 = 0;
 
 /// An attribute's length has 16 bits: more elements than this many bytes go in another message.
@@ -421,7 +416,7 @@ fn put_data(element: &mut Attributes, data: Data, family: Family) {
         Data::Verdict(_) | Data::Checked(_) => {
             let chain = data.verdict(family).and_then(|(_, chain)| chain);
             element.nest(ELEMENT_DATA, |data| {
-                data.nest(DATA_VERDICT, |attributes| {
+                data.nest(VERDICT, |attributes| {
                     let code = if chain.is_some() { GOTO } else { DROP };
                     attributes.put(VERDICT_CODE, &code.to_be_bytes());
                     if let Some(chain) = chain {
@@ -441,7 +436,7 @@ fn data_of(set: SetKind, family: Family, element: &[u8]) -> Data {
         SetKind::Endpoints => attribute(data, DATA_VALUE)
             .and_then(|value| Parts(value).endpoint(family))
             .map(Data::Endpoint),
-        _ => attribute(data, DATA_VERDICT).and_then(|verdict| match attribute(verdict, VERDICT_CHAIN) {
+        _ => attribute(data, VERDICT).and_then(|verdict| match attribute(verdict, VERDICT_CHAIN) {
             Some(chain) => Data::of_chain(&string(chain)),
             None => Some(Data::Verdict(Verdict::Drop)),
         }),
