@@ -201,7 +201,7 @@ fn programs_stay_small() {
             ("sockets/recvmsg6", 200),
             ("sockets/getpeername4", 200),
             ("sockets/getpeername6", 200),
-            ("devices/in-uplink", 60_000),
+            ("devices/in-uplink", 50_000),
             ("devices/out-uplink", 20_000),
         ] {
             let (_, id) = link(&node.options.pins.join(pin));

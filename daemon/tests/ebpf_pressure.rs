@@ -4,11 +4,12 @@
 
 mod ebpf_support;
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ebpf_support::device::Device;
-use ebpf_support::packet::{ACK, Packet, RST, SYN, tcp, udp};
+use ebpf_support::packet::{ACK, FIN, Packet, RST, SYN, tcp, udp};
 use ebpf_support::{Desired, Node, ip, key, on_node, port, sync};
 use sluice_daemon::network;
 use sluice_daemon::proxy::ebpf::EbpfProxy;
@@ -101,6 +102,69 @@ fn a_stand_ins_ports_are_taken_from_connections_that_are_over() {
             let data = first.flags(ACK);
             assert_eq!(clients.leaves(&data).unwrap(), left.flags(ACK));
             assert_eq!(clients.answered(&left, ACK).destination, first.source);
+        }
+    });
+}
+
+/// S5 S23: a port that its endpoint may remember rests longer than anything else of its connection, and gives way nevertheless to one who would
+/// have none.
+#[test]
+fn a_port_rests_while_its_endpoint_may_remember_it() {
+    on_node(|node| {
+        const CLOSED: u32 = 18_000;
+        let (mut proxy, device) = open(node);
+        let first = tcp("198.51.100.7:5000", "192.0.2.1:30080", SYN);
+        let clients = StoodIn::new(&mut proxy, &device, Protocol::Tcp, first);
+        for client in 0..CLOSED {
+            let first = clients.first_of(client);
+            let left = clients.leaves(&first).unwrap();
+            clients.answered(&left, FIN | ACK);
+            clients.leaves(&first.flags(FIN | ACK)).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(10_500));
+        proxy.tend().unwrap();
+        let entries = |proxy: &EbpfProxy| {
+            let tables = proxy.summary().unwrap().tables;
+            let table = tables.iter().find(|table| table.name == "connections_v1");
+            table.unwrap().entries
+        };
+        assert_eq!(proxy.connections().unwrap(), []);
+        assert_eq!(entries(&proxy), CLOSED as usize, "the ports alone");
+
+        let (mut live, mut ports) = (Vec::new(), BTreeSet::new());
+        for client in CLOSED..PORTS + 2_000 {
+            let first = clients.first_of(client);
+            let left = clients
+                .leaves(&first)
+                .unwrap_or_else(|| panic!("client {client} was dropped"));
+            assert!(ports.insert(left.source), "{} is another's", left.source);
+            if client < CLOSED + 500 {
+                clients.answered(&left, SYN | ACK);
+                live.push((first, left));
+            }
+        }
+        for (first, left) in live {
+            assert_eq!(clients.leaves(&first.flags(ACK)).unwrap(), left.flags(ACK));
+            assert_eq!(clients.answered(&left, ACK).destination, first.source);
+        }
+    });
+}
+
+/// S5 S17: a client's port that is used again has the same port of the node's, so that its endpoint knows whose the timestamps are.
+#[test]
+fn who_comes_back_has_the_same_stand_in() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        let first = tcp("198.51.100.7:5000", "192.0.2.1:30080", SYN);
+        let clients = StoodIn::new(&mut proxy, &device, Protocol::Tcp, first);
+        for client in 0..20 {
+            let first = clients.first_of(client);
+            let left = clients.leaves(&first).unwrap();
+            for _ in 0..3 {
+                clients.answered(&left, FIN | ACK);
+                clients.leaves(&first.flags(FIN | ACK)).unwrap();
+                assert_eq!(clients.leaves(&first).as_ref(), Some(&left));
+            }
         }
     });
 }

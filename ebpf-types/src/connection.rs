@@ -99,7 +99,8 @@ pub mod direction {
 /// | `UNSOURCE` | B → S, in | destination to C |
 /// | `UNDEST` | B → C, out | source to F |
 ///
-/// `FORWARD` is the one that holds the connection's state.
+/// `FORWARD` is the one that holds the connection's state. `UNSOURCE` is what takes the port of S, and outlives the others where the
+/// endpoint may remember the connection ([`seen::lingers`]).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Connection {
@@ -115,7 +116,7 @@ pub struct Connection {
     pub port: u16,
     /// Port of `stand_in`, network order.
     pub stand_in_port: u16,
-    /// Bits of [`seen`]; kept in `FORWARD` alone.
+    /// Bits of [`seen`]; kept in `FORWARD`, and in `UNSOURCE` what the endpoint alone does.
     pub seen: u32,
     /// One of [`role`].
     pub role: u32,
@@ -148,6 +149,14 @@ pub mod seen {
     #[inline(always)]
     pub const fn closed(bits: u32) -> bool {
         bits & RESET != 0 || bits & (CLIENT_FIN | BACKEND_FIN) == CLIENT_FIN | BACKEND_FIN
+    }
+
+    /// Whether the endpoint may be left in TIME-WAIT by a TCP connection of which all this was seen. It takes another connection with
+    /// the same addresses and ports for an old packet of this one if the timestamps say so (RFC 7323, section 5.3), and those of
+    /// two clients, or of two ports of one, have nothing to do with each other.
+    #[inline(always)]
+    pub const fn lingers(bits: u32) -> bool {
+        bits & (RESET | BACKEND_FIN) == BACKEND_FIN
     }
 }
 

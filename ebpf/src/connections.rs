@@ -17,7 +17,7 @@ const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 32768 - FIRST_PORT;
 /// How often a free port is looked for, and how often then one of a connection that can spare it.
 const TRIES: u32 = 16;
-const TRIES_TAKEN: u32 = 8;
+const TRIES_TAKEN: u32 = 16;
 const SECOND: u64 = 1_000_000_000;
 /// After so long without a word a connection gives way to one that finds no port, where nobody answered or it is one of datagrams,
 /// nanoseconds.
@@ -51,17 +51,13 @@ pub fn touch(entry: &mut Connection) -> bool {
     true
 }
 
-/// Notes a client's packet of a connection that goes on as before.
+/// Notes a packet of a connection that goes on as before, by an entry that keeps what was seen; `fin` is the bit of [`seen`] for its FIN.
 #[inline(always)]
-pub fn note_client(entry: &mut Connection, packet: &Packet) {
+pub fn note(entry: &mut Connection, packet: &Packet, fin: u32) {
     touch(entry);
     if packet.flags & (FIN | RST) != 0 {
         entry.last_seen = now();
-        entry.seen |= if packet.flags & RST != 0 {
-            seen::RESET
-        } else {
-            seen::CLIENT_FIN
-        };
+        entry.seen |= if packet.flags & RST != 0 { seen::RESET } else { fin };
     }
 }
 
@@ -203,6 +199,18 @@ fn remove_all(Work { key, value }: &mut Work) {
     }
 }
 
+/// The port of who stood in for the client in the connection that was [removed](remove) last, if that went to `backend`: for the next one
+/// by the same client's port. Its endpoint knows that the client's timestamps go on. Network order; 0 for none.
+#[inline(always)]
+pub fn former_port(backend: &Backend) -> u16 {
+    match work(FORMER) {
+        Some(Work { value, .. }) if value.address.is(&backend.address) && value.port == backend.port => {
+            value.stand_in_port
+        }
+        _ => 0,
+    }
+}
+
 /// Has a connection give up its stand-in's port for the packet for which none was free: one that is over, or that nobody has answered or,
 /// of datagrams, spoken in for a while. The port, in network order; 0 if none was found.
 ///
@@ -210,22 +218,30 @@ fn remove_all(Work { key, value }: &mut Work) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn free_port() -> u32 {
-    let Some(crowded) = work(CROWDED) else {
-        return 0;
-    };
     for _ in 0..TRIES_TAKEN {
-        let port = random_port();
-        let Some(former) = work(FORMER) else {
-            return 0;
-        };
-        former.key = crowded.key;
-        former.key.destination_port = port;
-        if let Some(former) = spared(former) {
-            remove_all(former);
-            return u32::from(port);
+        let port = free_one_port();
+        if port != 0 {
+            return port;
         }
     }
     0
+}
+
+/// Tries that with one port. A function of its own, so that the verifier looks at it once and not for each.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn free_one_port() -> u32 {
+    let (Some(crowded), Some(former)) = (work(CROWDED), work(FORMER)) else {
+        return 0;
+    };
+    crowded.key.destination_port = random_port();
+    former.key = crowded.key;
+    if !gives_way(former) {
+        return 0;
+    }
+    // Gone with its connection, unless it had none any more.
+    let _ = CONNECTIONS.remove(&crowded.key);
+    u32::from(crowded.key.destination_port)
 }
 
 #[inline(always)]
@@ -233,37 +249,47 @@ fn random_port() -> u16 {
     ((FIRST_PORT + below(PORTS)) as u16).to_be()
 }
 
-/// The `FORWARD` entry of the connection whose `UNSOURCE` entry's key this is, if it can be spared.
+/// Removes the connection whose `UNSOURCE` entry's key this is if it can be spared; true if then there is none, but for that entry perhaps.
 #[inline(always)]
-fn spared(work: &'static mut Work) -> Option<&'static mut Work> {
+fn gives_way(work: &mut Work) -> bool {
     let Work { key, value } = &mut *work;
     let (stand_in, stand_in_port) = (key.destination, key.destination_port);
-    let unsource = find(key)?;
+    let Some(unsource) = find(key) else {
+        return true;
+    };
+    let alone = seen::lingers(unsource.seen);
     let (client, client_port) = (unsource.address, unsource.port);
     key.destination = client;
     key.destination_port = client_port;
     key.direction = direction::OUT;
-    let undest = find(key)?;
+    let Some(undest) = find(key) else {
+        return alone;
+    };
     key.source = client;
     key.source_port = client_port;
     key.destination = undest.address;
     key.destination_port = undest.port;
     key.direction = direction::IN;
-    let forward = find(key)?;
+    let Some(forward) = find(key) else {
+        return alone;
+    };
+    // The client's port may have another connection by now, whose stand-in has another.
+    if forward.stand_in_port != stand_in_port || !forward.stand_in.is(&stand_in) {
+        return alone;
+    }
     let silent = now().wrapping_sub(forward.last_seen) >= SILENCE;
     let over =
         seen::closed(forward.seen) || silent && (key.protocol == UDP || forward.seen & seen::REPLY == 0);
-    // The client's port may have another connection by now, whose stand-in has another.
-    if !over || forward.stand_in_port != stand_in_port || !forward.stand_in.is(&stand_in) {
-        return None;
+    if over {
+        *value = *forward;
+        remove_all(work);
     }
-    *value = *forward;
-    Some(work)
+    over
 }
 
 /// Enters a new connection from the packet's sender to `backend`.
 ///
-/// Who stands in for the client has the port `freed`, if it is one and free.
+/// Who stands in for the client has the port `wanted`, if it is one and free.
 ///
 /// # Errors
 /// Why there can be none.
@@ -273,7 +299,7 @@ pub fn create(
     service: u32,
     backend: &Backend,
     origin: Origin,
-    freed: u16,
+    wanted: u16,
 ) -> Result<(), Refused> {
     let stand_in = stand_in(packet, backend, origin).map_err(Refused::For)?;
     let Work { key, value } = work(NEW).ok_or(Refused::For(Counter::DroppedNoPort))?;
@@ -317,7 +343,7 @@ pub fn create(
         value.role = role::UNSOURCE;
         value.address = packet.source;
         value.port = packet.source_port;
-        let mut port = if freed == 0 { random_port() } else { freed };
+        let mut port = if wanted == 0 { random_port() } else { wanted };
         for _ in 0..TRIES {
             key.destination_port = port;
             if CONNECTIONS.insert(&*key, &*value, u64::from(BPF_NOEXIST)).is_ok() {

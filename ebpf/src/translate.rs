@@ -9,12 +9,12 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
-use sluice_ebpf_types::{Backend, Counter, Frontend, UDP, direction, frontend_flag, role};
+use sluice_ebpf_types::{Backend, Counter, Frontend, UDP, direction, frontend_flag, role, seen};
 
 use crate::balance::{By, admits, choose};
 use crate::connections::{
-    Origin, Refused, create, find, find_off_stack, free_port, frontend_key, note_client, note_reply, refuser,
-    remove, stale, touch,
+    Origin, Refused, create, find, find_off_stack, former_port, free_port, frontend_key, note, note_reply,
+    refuser, remove, stale, touch,
 };
 use crate::counters::count;
 use crate::forward::note_translated;
@@ -74,11 +74,11 @@ pub fn incoming(ctx: &TcContext, l3: u32, origin: Origin) -> i32 {
     let mut entry = find(&key);
     if let Some(known) = &mut entry {
         if known.role == role::UNSOURCE {
-            touch(known);
+            note(known, packet, seen::BACKEND_FIN);
         } else if stale(known, packet) {
             entry = None;
         } else {
-            note_client(known, packet);
+            note(known, packet, seen::CLIENT_FIN);
         }
     }
     if entry.is_none() {
@@ -130,6 +130,8 @@ struct Destination {
     backend: Backend,
     service: u32,
     counter: Counter,
+    /// The port that who stands in for the client should have, in network order; 0 for any.
+    port: u16,
 }
 
 #[map]
@@ -150,12 +152,14 @@ extern "C" fn decide(origin: u32) -> i32 {
     let (Some(packet), Some(decided)) = (Packet::last(), DESTINATION.get_ptr_mut(0)) else {
         return NEXT;
     };
-    if let Some(known) = find_off_stack(packet.key(direction::IN)) {
-        if !stale(known, packet) {
+    let former = find_off_stack(packet.key(direction::IN));
+    let again = former.is_some();
+    if let Some(former) = former {
+        if !stale(former, packet) {
             // Entered by another CPU meanwhile.
             return BEGUN;
         }
-        remove(packet, known);
+        remove(packet, former);
     }
     let origin = origin_of(origin);
     // SAFETY: the map's elements are replaced, never rewritten in place.
@@ -175,6 +179,7 @@ extern "C" fn decide(origin: u32) -> i32 {
         backend,
         service,
         counter,
+        port: if again { former_port(&backend) } else { 0 },
     };
     // SAFETY: the pointer is a value of this CPU's, and while a program for packets runs no other does there.
     unsafe { decided.write(destination) };
@@ -195,7 +200,8 @@ extern "C" fn enter(origin: u32, freed: u32) -> i32 {
     if origin == Origin::Pod {
         note_translated(&packet.source);
     }
-    match create(packet, decided.service, &decided.backend, origin, freed as u16) {
+    let port = if freed == 0 { decided.port } else { freed as u16 };
+    match create(packet, decided.service, &decided.backend, origin, port) {
         Ok(()) => {
             count(decided.counter);
             BEGUN

@@ -229,8 +229,8 @@ fn host_ports_outlive_the_daemon_and_open_when_it_is_back() {
     all_go_on();
     stop(&client).unwrap();
     for load in loads {
-        let (what, made, failed) = load.finish().unwrap();
-        assert_eq!(failed, 0, "{what}: of {made}");
+        let loaded = load.finish().unwrap();
+        assert_eq!(loaded.failed, 0, "{loaded}");
     }
 }
 

@@ -68,8 +68,8 @@ fn no_request_fails_while_daemons_are_killed() {
     all_go_on();
     stop(&places).unwrap();
     for load in loads {
-        let (what, made, failed) = load.finish().unwrap();
-        assert_eq!(failed, 0, "{what}: of {made}");
+        let loaded = load.finish().unwrap();
+        assert_eq!(loaded.failed, 0, "{loaded}");
     }
     assert_eq!(
         pod.get(KUBIA, 80, "").unwrap(),

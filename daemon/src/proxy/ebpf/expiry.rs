@@ -12,6 +12,9 @@ use super::tables::Tables;
 const SECOND: u64 = 1_000_000_000;
 /// Idle times after which a connection is forgotten, nanoseconds.
 const CLOSED: u64 = 10 * SECOND;
+/// How long a stand-in's port is kept from others after the endpoint's last word, nanoseconds: the 60 s of its TIME-WAIT (TCP_TIMEWAIT_LEN of
+/// include/net/tcp.h), and what its timer may be late.
+const LINGERING: u64 = 65 * SECOND;
 const TCP_UNSETTLED: u64 = 60 * SECOND;
 const TCP_ESTABLISHED: u64 = 6 * 3600 * SECOND;
 const UDP_UNREPLIED: u64 = 60 * SECOND;
@@ -64,7 +67,7 @@ impl Expiry {
     }
 
     fn expire_connections(&mut self, tables: &mut Tables, now: u64) -> Result<()> {
-        let (mut expired, mut live) = (Vec::new(), Vec::new());
+        let (mut expired, mut live, mut ports) = (Vec::new(), Vec::new(), Vec::new());
         let mut alone = HashSet::new();
         let mut failure = None;
         let mut entries = 0;
@@ -75,6 +78,11 @@ impl Expiry {
                     expired.push((key, value));
                 } else {
                     live.push((key, value));
+                }
+            } else if lingers(&value, now) {
+                // Its connection is over, and gone or soon to be.
+                if now.saturating_sub(value.last_seen) >= CLOSED {
+                    ports.push((value.last_seen, key));
                 }
             } else {
                 match has_master(tables, &key, &value) {
@@ -90,13 +98,21 @@ impl Expiry {
             return Err(error);
         }
         for (key, value) in &expired {
-            entries -= remove(tables, key, value)?;
+            entries -= remove(tables, key, value, seen::lingers(value.seen))?;
         }
         // A connection may have lost some of its entries already: what counts is what is really gone.
         let mut excess = excess(entries, tables.connections.capacity());
         if excess > 0 {
+            // Nobody's connection: at worst somebody's next one begins a second late.
+            ports.sort_by_key(|(last_seen, _)| *last_seen);
+            ports.truncate(excess);
+            for (_, key) in ports {
+                excess -= usize::from(tables.connections.remove(&key)?);
+            }
+        }
+        if excess > 0 {
             for (key, value) in dispensable(live, now) {
-                excess = excess.saturating_sub(remove(tables, &key, &value)?);
+                excess = excess.saturating_sub(remove(tables, &key, &value, false)?);
                 self.given_up += 1;
                 if excess == 0 {
                     break;
@@ -140,13 +156,23 @@ fn dispensable(mut live: Vec<(ConnectionKey, Connection)>, now: u64) -> Vec<(Con
     live
 }
 
-/// Removes a connection, given its `FORWARD` entry; says how many entries of it there were.
-fn remove(tables: &mut Tables, key: &ConnectionKey, forward: &Connection) -> Result<usize> {
+/// Removes a connection, given its `FORWARD` entry, but for its stand-in's port where that `lingers`; says how many entries went.
+fn remove(tables: &mut Tables, key: &ConnectionKey, forward: &Connection, lingers: bool) -> Result<usize> {
     let mut removed = 0;
     for part in parts(key, forward) {
-        removed += usize::from(tables.connections.remove(&part)?);
+        let is_unsource = part.direction == direction::IN && part != *key;
+        if !(lingers && is_unsource) {
+            removed += usize::from(tables.connections.remove(&part)?);
+        }
     }
     Ok(removed)
+}
+
+/// Whether this entry keeps a stand-in's port from others, though its connection may be gone.
+fn lingers(entry: &Connection, now: u64) -> bool {
+    entry.role == role::UNSOURCE
+        && seen::lingers(entry.seen)
+        && now.saturating_sub(entry.last_seen) < LINGERING
 }
 
 /// How long the connection of this `FORWARD` entry may be idle, nanoseconds.
@@ -270,6 +296,26 @@ mod tests {
         assert_eq!(ports, [6, 4, 3, 5, 7, 2], "the first lives and is kept");
         assert_eq!(excess(60, 100), 0, "not too full yet");
         assert_eq!(excess(61, 100), 11);
+    }
+
+    /// S5 S23
+    #[test]
+    fn a_port_rests_after_its_endpoints_fin() {
+        let entry = |role, seen| Connection {
+            seen,
+            role,
+            ..Connection::default()
+        };
+        let closed = entry(role::UNSOURCE, seen::BACKEND_FIN);
+        assert!(lingers(&closed, 64 * SECOND));
+        assert!(!lingers(&closed, 65 * SECOND));
+        assert!(
+            !lingers(&entry(role::UNSOURCE, seen::BACKEND_FIN | seen::RESET), 1),
+            "a reset ends TIME-WAIT"
+        );
+        assert!(!lingers(&entry(role::UNSOURCE, 0), 1), "it has not closed");
+        let forward = entry(role::FORWARD, seen::BACKEND_FIN | seen::CLIENT_FIN);
+        assert!(!lingers(&forward, 1), "it holds no port");
     }
 
     /// S13

@@ -6,8 +6,8 @@ use ipnetwork::IpNetwork;
 
 use crate::state::service_port::Protocol;
 
-/// Whose source becomes the address of the device they leave by.
-pub const MASQUERADE: &str = "-j MASQUERADE --random-fully";
+/// Whose source becomes the address of the device they leave by; their port is kept where it is free, see decision 17.
+pub const MASQUERADE: &str = "-j MASQUERADE";
 
 /// The packets that a rule is about.
 pub struct Packet {

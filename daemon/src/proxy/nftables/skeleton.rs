@@ -14,7 +14,7 @@ use crate::state::service_port::Family;
 pub const TABLE: &str = "sluice-services";
 
 /// An empty chain whose name says which layout the table has; another layout is replaced.
-pub const LAYOUT: &str = "layout-2";
+pub const LAYOUT: &str = "layout-3";
 
 /// How many clients of Services with session affinity are remembered.
 const AFFINITY_ENTRIES: u32 = 262_144;
@@ -150,7 +150,7 @@ fn lookups(words: &Words) -> String {
     {frontend} vmap @outside{digit}
   }}
   # A pod that connects to itself would answer itself past this host.
-  chain hairpin{digit} {{ {ip} saddr . {ip} daddr @hairpin{digit} masquerade fully-random; }}
+  chain hairpin{digit} {{ {ip} saddr . {ip} daddr @hairpin{digit} masquerade; }}
   # Where a Service asks who the client is, on the way to its endpoints.
   chain check{digit} {{
     {frontend} @restricted{digit} {frontend} . {ip} saddr != @sources{digit} drop
@@ -213,14 +213,15 @@ fn leaving(rules: &mut Rules, node: &Surroundings, family: Family) {
     if let Some(address) = node.node_address(family) {
         add(format!("{ip} saddr {client} snat {ip} to {address}"));
     }
-    // Replies to what came from elsewhere and goes elsewhere would not come back by this node.
+    // Replies to what came from elsewhere and goes elsewhere would not come back by this node. The client's port is kept where it is
+    // free: see decision 17.
     for network in &own {
         add(format!("{ip} daddr {network} accept"));
     }
     for protocol in PROTOCOLS {
         add(format!(
             "meta l4proto {protocol} ct original {ip} daddr . meta l4proto . ct original proto-dst @external{digit} \
-             fib saddr type != local masquerade fully-random"
+             fib saddr type != local masquerade"
         ));
     }
 }

@@ -1,5 +1,6 @@
 //! Requests that run while every daemon is killed: none may fail.
 
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -19,6 +20,8 @@ pub struct Load {
 
 /// The file on a node that stops the loops there.
 const STOP: &str = "/run/stop-load";
+/// Of how many failures a loop tells.
+const TOLD: usize = 5;
 /// How many requests a loop has made so far.
 const COUNT: &str = "/run/load";
 
@@ -28,33 +31,63 @@ impl Load {
     /// # Errors
     /// It cannot be started.
     pub fn start(from: &Node<'_>, name: &str, url: &str) -> Result<Self> {
+        // A failure is told with its time, to be found in the daemons' logs, and with how long it took: 3 s is silence, less a refusal.
         let script = format!(
-            "n=0; f=0; while [ ! -e {STOP} ]; do \
-             timeout 3 busybox wget -q -O /dev/null {url} 2>/dev/null || f=$((f+1)); \
+            "n=0; f=0; while [ ! -e {STOP} ]; do read -r b _ < /proc/uptime; \
+             e=$(timeout 3 busybox wget -q -O /dev/null {url} 2>&1) || {{ r=$?; read -r a _ < /proc/uptime; f=$((f+1)); \
+             [ $f -gt {TOLD} ] || echo \"number $n ended at $(date -u +%T) with $r, uptime $b to $a: $e\"; }}; \
              n=$((n+1)); echo $n > {COUNT}-{name}; done; echo $n $f"
         );
+        // What a former loop of that name counted is not this one's.
+        from.run(&["rm", "-f", &format!("{COUNT}-{name}")])?;
         Ok(Self {
             what: format!("{name} to {url}"),
             running: from.spawn(&["busybox", "sh", "-c", &script])?,
         })
     }
 
-    /// Waits for the loop's end and gives how many requests it made and how many of them failed.
+    /// Waits for the loop's end and gives how many requests it made and what went wrong with them.
     ///
     /// # Errors
     /// It did not end as it should.
-    pub fn finish(self) -> Result<(String, usize, usize)> {
+    pub fn finish(self) -> Result<Loaded> {
         let output = self.running.finish()?;
         let said = String::from_utf8_lossy(&output.stdout);
-        let (made, failed) = said
-            .trim()
-            .split_once(' ')
+        let mut lines: Vec<&str> = said.lines().collect();
+        let (made, failed) = lines
+            .pop()
+            .and_then(|last| last.split_once(' '))
             .ok_or_else(|| anyhow!("{} said {said:?}", self.what))?;
-        Ok((
-            self.what,
-            made.parse().context("counting requests")?,
-            failed.parse().context("counting failed requests")?,
-        ))
+        Ok(Loaded {
+            what: self.what,
+            made: made.parse().context("counting requests")?,
+            failed: failed.parse().context("counting failed requests")?,
+            how: lines.join(", "),
+        })
+    }
+}
+
+/// What a loop of requests has to say at its end. Shown, it is what was asked for and what failed of it.
+#[derive(Debug)]
+pub struct Loaded {
+    what: String,
+    /// Requests it made.
+    pub made: usize,
+    /// How many of them failed.
+    pub failed: usize,
+    /// Of the first requests that failed, when, after how long, and what the client said.
+    how: String,
+}
+
+impl fmt::Display for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            what,
+            made,
+            failed,
+            how,
+        } = self;
+        write!(f, "{what}: {failed} of {made} failed ({how})")
     }
 }
 
@@ -161,15 +194,16 @@ pub fn under_load(load: &[(Node<'_>, String, String)], act: impl FnOnce() -> Res
     let mut requests = 0;
     let mut failures = Vec::new();
     for load in loads {
-        let (what, made, failed) = load.finish()?;
-        requests += made;
-        if failed > 0 {
-            failures.push(format!("{what}: {failed} of {made} failed"));
+        let loaded = load.finish()?;
+        requests += loaded.made;
+        if loaded.failed > 0 {
+            failures.push(loaded.to_string());
         }
     }
-    worked?;
-    if !failures.is_empty() {
-        bail!("{}", failures.join("; "));
+    let failures = failures.join("; ");
+    match worked {
+        Ok(()) if failures.is_empty() => Ok(requests),
+        Ok(()) => bail!("{failures}"),
+        Err(error) => Err(error.context(format!("of {requests} requests failed: [{failures}]"))),
     }
-    Ok(requests)
 }
