@@ -103,10 +103,15 @@ pub fn tracks_within(networks: &[IpNetwork]) -> bool {
     })
 }
 
-/// Has new connections taken by `kept` alone; says whether connections of another dataplane are to be let go on for a while
-/// before that is removed.
+/// Has new connections taken by `kept` alone; says whether another dataplane is to stay for a while before it is removed, for the sake of
+/// what was begun by it.
 pub fn retire_others(kept: &str) -> bool {
-    if kept == "ebpf" || !Path::new(Options::PINS).exists() {
+    if kept == "ebpf" {
+        // It translates before netfilter does, so that begins nothing more. But a connection whose socket was not translated may
+        // yet have to send its first packet, or send it again.
+        return true;
+    }
+    if !Path::new(Options::PINS).exists() {
         return false;
     }
     match EbpfProxy::retire(Path::new(Options::PINS)) {
@@ -118,8 +123,13 @@ pub fn retire_others(kept: &str) -> bool {
     }
 }
 
-/// Whether connections go on that a dataplane which was phased out translates; datagrams do not any more.
-pub fn others_serve_on() -> bool {
+/// Whether connections go on that a dataplane other than `kept`, which was phased out, translates; datagrams do not any more. Those of
+/// netfilter go on without it, by connection tracking.
+pub fn others_serve_on(kept: &str) -> bool {
+    kept != "ebpf" && ebpf_serves_on()
+}
+
+fn ebpf_serves_on() -> bool {
     EbpfProxy::let_go(Path::new(Options::PINS)).unwrap_or_else(|error| {
         tracing::warn!("whether eBPF still has connections cannot be seen: {error:#}");
         false

@@ -97,3 +97,57 @@ fn through_all_three_no_connection_fails_and_nothing_is_left() {
     drop(kept);
     load.end(serves).unwrap();
 }
+
+/// S24: who asked to connect before a change, and whose first packet has to come again after it, is served.
+#[test]
+fn what_was_begun_before_a_change_is_served_after_it() {
+    const HOLD: &str = "nft -f - <<'END'
+table inet hold {
+  chain out {
+    type filter hook output priority raw
+    ip daddr 10.96.1.1 tcp flags syn counter drop
+  }
+}
+END";
+    let lab = Lab::up(Options {
+        nodes: 1,
+        proxy: ProxyMode::Nftables,
+        ..Options::default()
+    })
+    .unwrap();
+    lab.pod_add("node1", "web", &[("app", "web")], &[]).unwrap();
+    lab.apply_text(SERVICE).unwrap();
+    let node = lab.node("node1");
+    wait_until("the Service is served", PATIENCE, || {
+        Ok(node.get("10.96.1.1", 80, "")? == "web")
+    })
+    .unwrap();
+
+    node.sh(HOLD).unwrap();
+    let asks = [
+        "timeout",
+        "15",
+        "busybox",
+        "wget",
+        "-q",
+        "-O",
+        "-",
+        "http://10.96.1.1/",
+    ];
+    let asking = node.spawn(&asks).unwrap();
+    wait_until("it has asked", PATIENCE, || {
+        Ok(!node
+            .run(&["nft", "list", "table", "inet", "hold"])?
+            .contains("packets 0"))
+    })
+    .unwrap();
+    switch_proxy(&lab, "node1", "nftables", "ebpf").unwrap();
+    node.run(&["nft", "delete", "table", "inet", "hold"]).unwrap();
+    let answer = asking.finish().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&answer.stdout).trim(),
+        "web",
+        "{answer:?}"
+    );
+    has_alone(&node, [true, false, false, false]);
+}

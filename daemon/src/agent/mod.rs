@@ -65,10 +65,20 @@ const LEAVE: Duration = Duration::from_secs(10);
 enum Others {
     /// It has not been looked for.
     Unknown,
-    /// It begins no connection any more, since then.
-    Leaving(Instant),
+    /// It begins no connection any more, and stays until then at least.
+    Leaving(tokio::time::Instant),
     /// It is not there.
     Gone,
+}
+
+impl Others {
+    /// When it is to be looked whether it can go.
+    fn due(self) -> Option<tokio::time::Instant> {
+        match self {
+            Self::Leaving(until) => Some(until),
+            Self::Unknown | Self::Gone => None,
+        }
+    }
 }
 
 /// Where the owner task hears from.
@@ -253,7 +263,8 @@ impl Agent {
         let mut gathered: Option<tokio::time::Instant> = None;
         let mut folded = false;
         loop {
-            let wake = [retry, gathered, self.settles].into_iter().flatten().min();
+            let wake = [retry, gathered, self.settles, self.others.due()];
+            let wake = wake.into_iter().flatten().min();
             tokio::select! {
                 event = inputs.events.recv() => {
                     let Some(event) = event else { return };
@@ -310,6 +321,7 @@ impl Agent {
                     if gathered.take().is_some() || self.settles.take().is_some() {
                         self.dirty.audit = true;
                     }
+                    self.part_with_others();
                 }
             }
             retry = None;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 
-use super::{Agent, LEAVE, Marks, Others};
+use super::{Agent, LEAVE, Marks, Others, UPKEEP};
 use crate::dataplane;
 use crate::network;
 use crate::proxy::{Dirty, Surroundings};
@@ -62,7 +62,7 @@ impl Agent {
                 // Only now that this one serves.
                 if self.others == Others::Unknown {
                     self.others = if dataplane::retire_others(proxy.name()) {
-                        Others::Leaving(Instant::now())
+                        Others::Leaving(tokio::time::Instant::now() + LEAVE)
                     } else {
                         dataplane::remove_others(proxy.name());
                         Others::Gone
@@ -179,14 +179,24 @@ impl Agent {
         done
     }
 
-    pub(super) fn tend(&mut self) {
-        if let (Others::Leaving(since), Some(proxy)) = (self.others, &self.proxy)
-            && since.elapsed() > LEAVE
-            && !dataplane::others_serve_on()
-        {
-            dataplane::remove_others(proxy.name());
-            self.others = Others::Gone;
+    /// Takes what another dataplane left out of the kernel when its time has come.
+    pub(super) fn part_with_others(&mut self) {
+        let (Others::Leaving(until), Some(proxy)) = (self.others, &self.proxy) else {
+            return;
+        };
+        let now = tokio::time::Instant::now();
+        if now < until {
+            return;
         }
+        self.others = if dataplane::others_serve_on(proxy.name()) {
+            Others::Leaving(now + UPKEEP)
+        } else {
+            dataplane::remove_others(proxy.name());
+            Others::Gone
+        };
+    }
+
+    pub(super) fn tend(&mut self) {
         if self.tracked == Some(true) && !dataplane::tracks_within(&self.view.cluster_cidrs) {
             self.tracked = Some(false);
             self.dirty.audit = true;
