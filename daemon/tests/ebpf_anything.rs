@@ -70,7 +70,11 @@ fn sensible() -> impl Strategy<Value = Vec<u8>> {
             };
             Packet {
                 tcp: flags,
-                options: if v4 { vec![1; options * 4] } else { Vec::new() },
+                options: match options {
+                    0 => Vec::new(),
+                    words if v4 => vec![1; words * 4],
+                    eights => vec![1; eights * 8 - 2],
+                },
                 // TCP has no choice, nor has IPv6.
                 checksum: checksum || flags.is_some() || !v4,
                 payload,
@@ -124,15 +128,22 @@ struct Layout {
 fn layout(frame: &[u8]) -> Option<Layout> {
     let ip = frame.get(ETHERNET..)?;
     let v4 = frame[12..14] == [8, 0];
-    let header = if v4 {
-        usize::from(*ip.first()? & 15) * 4
+    let (mut protocol, mut header) = if v4 {
+        (*ip.get(9)?, usize::from(*ip.first()? & 15) * 4)
     } else {
-        40
+        (*ip.get(6)?, 40)
     };
+    // IPv6's options, for every hop and for the destination.
+    for kind in [0, 60] {
+        if !v4 && protocol == kind {
+            protocol = *ip.get(header)?;
+            header += (usize::from(*ip.get(header + 1)?) + 1) * 8;
+        }
+    }
     ip.get(header..header + 8)?;
     Some(Layout {
         v4,
-        protocol: ip[if v4 { 9 } else { 6 }],
+        protocol,
         l4: ETHERNET + header,
     })
 }

@@ -369,6 +369,29 @@ fn options_are_carried_and_no_fragment_is_misdirected() {
 
 /// S22
 #[test]
+fn options_before_the_ports_are_carried_too() {
+    on_node(|node| {
+        let (mut proxy, device) = open(node);
+        for case in cases().into_iter().filter(|case| case.first.source.is_ipv6()) {
+            sync(&mut proxy, &case.desired(Place::ThisNode));
+            for padding in [[1, 4].as_slice(), &[1, 12]] {
+                let mut options = padding.to_vec();
+                options.resize(2 + usize::from(padding[1]), 0);
+                let asks = Packet {
+                    options,
+                    ..case.first.clone()
+                };
+                let inside = device.packet_in(&asks).unwrap();
+                assert_eq!(inside, asks.to(case.backend));
+                let answer = inside.reply(SYN | ACK);
+                assert_eq!(device.packet_out(&answer).unwrap(), answer.from(asks.destination));
+            }
+        }
+    });
+}
+
+/// S22
+#[test]
 fn frames_cut_short_anywhere_pass_untouched() {
     on_node(|node| {
         let (mut proxy, device) = open(node);

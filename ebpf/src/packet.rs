@@ -1,6 +1,6 @@
 //! Reading a packet's addresses and ports, and writing others with all checksums put right.
 //!
-//! Packets that cannot be told apart by ports (fragments, extension headers, other protocols) are never touched here;
+//! Packets that cannot be told apart by ports (fragments, other protocols) are never touched here;
 //! ICMP errors are [`crate::icmp`]'s.
 //! Everything goes through helpers, so headers need not lie in the linear part of the buffer.
 
@@ -26,6 +26,10 @@ const ETH_P_IP: u32 = 0x0800_u16.to_be() as u32;
 const ETH_P_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 const FRAGMENT: u16 = 0x3fff_u16.to_be();
 const FRAGMENT_OFFSET: u16 = 0x1fff_u16.to_be();
+
+/// Of IPv6's extension headers (RFC 8200, sections 4.3 and 4.6).
+const HOP_BY_HOP: u8 = 0;
+const DESTINATION_OPTIONS: u8 = 60;
 
 #[map]
 static PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0);
@@ -142,6 +146,25 @@ pub fn ipv6_at(ctx: &TcContext, at: u32) -> Option<Ipv6> {
     (!header.source().is_v4() && !header.destination().is_v4()).then_some(header)
 }
 
+/// What follows the options of an IPv6 packet, the first of whose headers is of the type `next` and begins at `at` bytes: its type, and how long
+/// they are, bytes.
+///
+/// There is one header for every hop and one for the destination, in this order (RFC 8200, section 4.1). Another order, and
+/// routing headers, which make checksums those of another destination, are let alone.
+#[inline(always)]
+fn skip_options(ctx: &TcContext, mut next: u8, at: u32) -> Option<(u8, u32)> {
+    let mut skipped = 0;
+    for kind in [HOP_BY_HOP, DESTINATION_OPTIONS] {
+        if next == kind {
+            let [following, more]: [u8; 2] = ctx.load((at + skipped) as usize).ok()?;
+            next = following;
+            // In eights of bytes, beyond the first.
+            skipped += (u32::from(more) + 1) * 8;
+        }
+    }
+    Some((next, skipped))
+}
+
 /// What a checksum changes by when `old` gives way to `new`, for `bpf_l4_csum_replace`.
 #[inline(always)]
 pub fn difference(old: &Address, new: &Address) -> Result<u64, i64> {
@@ -203,8 +226,9 @@ impl Packet {
             packet.source = header.source();
             packet.destination = header.destination();
             packet.v4 = 0;
-            packet.length = u32::from(u16::from_be(header.length));
-            (header.next, l3 + 40)
+            let (protocol, options) = skip_options(ctx, header.next, l3 + 40)?;
+            packet.length = u32::from(u16::from_be(header.length)).wrapping_sub(options);
+            (protocol, l3 + 40 + options)
         };
         packet.protocol = protocol;
         packet.l4 = l4;

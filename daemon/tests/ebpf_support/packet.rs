@@ -12,6 +12,10 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ETHERNET: usize = 14;
 
+/// Types of IPv6's headers of options.
+const HOP_BY_HOP: u8 = 0;
+const DESTINATION_OPTIONS: u8 = 60;
+
 /// An Ethernet frame with a TCP or UDP packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
@@ -19,7 +23,8 @@ pub struct Packet {
     pub destination: SocketAddr,
     /// TCP flags; `None` makes it UDP.
     pub tcp: Option<u8>,
-    /// IPv4 options, whole words.
+    /// IPv4: options, whole words. IPv6: what is in the header for every hop, and again in that for the destination; six bytes, or
+    /// eights of bytes more.
     pub options: Vec<u8>,
     /// IPv4 flags and fragment offset, as in the header.
     pub fragment: u16,
@@ -116,6 +121,16 @@ impl Packet {
         bytes
     }
 
+    /// IPv6: the type of the first header behind the first, and those with options.
+    fn extensions(&self) -> (u8, Vec<u8>) {
+        if self.options.is_empty() {
+            return (self.protocol(), Vec::new());
+        }
+        let header = |next: u8| [&[next, (self.options.len() / 8) as u8], &self.options[..]].concat();
+        let headers = [header(DESTINATION_OPTIONS), header(self.protocol())];
+        (HOP_BY_HOP, headers.concat())
+    }
+
     /// The frame.
     pub fn bytes(&self) -> Vec<u8> {
         let transport = self.transport();
@@ -136,10 +151,12 @@ impl Packet {
             frame.extend(header);
         } else {
             frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-            frame.extend((transport.len() as u16).to_be_bytes());
-            frame.extend([self.protocol(), 64]);
+            let (next, extensions) = self.extensions();
+            frame.extend(((extensions.len() + transport.len()) as u16).to_be_bytes());
+            frame.extend([next, 64]);
             frame.extend(octets(self.source.ip()));
             frame.extend(octets(self.destination.ip()));
+            frame.extend(extensions);
         }
         frame.extend(transport);
         frame
@@ -149,8 +166,14 @@ impl Packet {
     pub fn parse(frame: &[u8]) -> Self {
         let ip = &frame[ETHERNET..];
         let v4 = ip[0] >> 4 == 4;
-        let header = if v4 { usize::from(ip[0] & 15) * 4 } else { 40 };
-        let (protocol, addresses, width) = if v4 { (ip[9], 12, 4) } else { (ip[6], 8, 16) };
+        let mut header = if v4 { usize::from(ip[0] & 15) * 4 } else { 40 };
+        let (mut protocol, addresses, width) = if v4 { (ip[9], 12, 4) } else { (ip[6], 8, 16) };
+        let mut options = if v4 { ip[20..header].to_vec() } else { Vec::new() };
+        while !v4 && [HOP_BY_HOP, DESTINATION_OPTIONS].contains(&protocol) {
+            let end = header + (usize::from(ip[header + 1]) + 1) * 8;
+            options = ip[header + 2..end].to_vec();
+            (protocol, header) = (ip[header], end);
+        }
         let address = |at: usize| -> IpAddr {
             let bytes = &ip[at..at + width];
             if v4 {
@@ -174,7 +197,7 @@ impl Packet {
             source: SocketAddr::new(source, port(0)),
             destination: SocketAddr::new(destination, port(2)),
             tcp: (protocol == TCP).then(|| transport[13]),
-            options: if v4 { ip[20..header].to_vec() } else { Vec::new() },
+            options,
             fragment: if v4 { u16::from_be_bytes([ip[6], ip[7]]) } else { 0 },
             checksum: has_checksum,
             payload: transport[if protocol == TCP { 20 } else { 8 }..].to_vec(),
