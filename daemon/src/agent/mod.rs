@@ -413,10 +413,15 @@ impl Agent {
         let mut done = true;
         if marks.nodes || marks.audit {
             done &= self.apply_network(marks.nodes, marks.audit).await;
-            done &= self.apply_egress().await;
+        }
+        let egress = (marks.nodes || marks.audit).then(|| self.begin_egress());
+        if egress.is_some() {
             done &= self.apply_pod_mtu().await;
         }
         done &= self.apply_services(&marks);
+        if let Some(egress) = egress {
+            done &= self.finish_egress(egress).await;
+        }
         if marks.proxy_audit {
             done &= self.audit_services();
         }

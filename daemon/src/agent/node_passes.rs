@@ -3,14 +3,23 @@
 use std::path::Path;
 
 use sluice_cni::names::IPAM_DIRECTORY;
+use tokio::task::JoinHandle;
 
 use super::Agent;
-use crate::egress;
+use crate::egress::{self, Masquerade};
 use crate::host::watch::Report;
 use crate::probe;
 use crate::state::balance::NodeView;
 use crate::state::node_routes::node_routes;
 use crate::state::objects::Node;
+
+/// The rules of egress on their way to the kernel.
+pub(super) struct EgressTask {
+    /// Whether the kernel had them before.
+    known: bool,
+    /// What was applied, and whether the kernel had to change for it.
+    applied: JoinHandle<anyhow::Result<(Masquerade, bool)>>,
+}
 
 impl Agent {
     /// `changed`: the datastore said something of nodes. `audit`: the kernel is to be read back.
@@ -77,19 +86,25 @@ impl Agent {
         }
     }
 
-    pub(super) async fn apply_egress(&mut self) -> bool {
+    /// Begins to apply what leaves the cluster as the node: the kernel can take tens of milliseconds for a transaction, in which
+    /// this thread has other things to do.
+    pub(super) fn begin_egress(&self) -> EgressTask {
         let wanted = egress::masquerade(&self.config, &self.cluster, &self.routes.own);
         let known = self.masquerade.as_ref() == Some(&wanted);
-        // The kernel can take tens of milliseconds for a transaction: not on this thread.
-        let applied = tokio::task::spawn_blocking(move || {
-            egress::apply(&wanted, known).map(|changed| (wanted, changed))
-        });
-        match applied
-            .await
-            .unwrap_or_else(|error| Err(anyhow::anyhow!("the egress task ended: {error}")))
-        {
+        EgressTask {
+            known,
+            applied: tokio::task::spawn_blocking(move || {
+                egress::apply(&wanted, known).map(|changed| (wanted, changed))
+            }),
+        }
+    }
+
+    /// Takes note of how that went; `false` if it failed.
+    pub(super) async fn finish_egress(&mut self, task: EgressTask) -> bool {
+        let applied = task.applied.await;
+        match applied.unwrap_or_else(|error| Err(anyhow::anyhow!("the egress task ended: {error}"))) {
             Ok((applied, changed)) => {
-                if changed && known {
+                if changed && task.known {
                     tracing::warn!("the rules of egress were gone and are back");
                     self.drift_repaired += 1;
                 }

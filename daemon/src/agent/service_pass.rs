@@ -38,25 +38,35 @@ impl Agent {
             ping: self.config.proxy.ping_cluster_ips,
             ..surroundings(outcome, &self.routes.own, &self.view)
         };
-        if self.surroundings.as_ref() != Some(&surroundings) {
-            if let Err(error) = proxy.adjust(&surroundings) {
+        if !self.synced {
+            dirty = Dirty::All;
+        }
+        let mut surroundings = Some(surroundings).filter(|now| self.surroundings.as_ref() != Some(now));
+        if dirty != Dirty::All
+            && let Some(now) = surroundings.take()
+        {
+            if let Err(error) = proxy.adjust(&now) {
                 // What was dirty has been taken from the marks: the next sync looks at everything.
                 self.synced = false;
                 self.found("proxy", vec![format!("{error:#}")]);
                 return false;
             }
-            self.surroundings = Some(surroundings);
-        }
-        if !self.synced {
-            dirty = Dirty::All;
+            self.surroundings = Some(now);
         }
         if dirty == Dirty::Only(BTreeSet::new()) {
             self.figures.programmed(&std::mem::take(&mut self.triggers));
             return true;
         }
         let began = Instant::now();
-        match proxy.sync(self.services.sets(), &dirty) {
+        let result = match &surroundings {
+            Some(now) => proxy.establish(now, self.services.sets()),
+            None => proxy.sync(self.services.sets(), &dirty),
+        };
+        match result {
             Ok(report) => {
+                if let Some(now) = surroundings {
+                    self.surroundings = Some(now);
+                }
                 self.synced = true;
                 self.syncs += 1;
                 // Only now that this one serves.

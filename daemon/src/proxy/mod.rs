@@ -154,6 +154,19 @@ pub trait Proxy: Send {
         dirty: &Dirty,
     ) -> anyhow::Result<SyncReport>;
 
+    /// [`adjust`](Self::adjust) and a [`sync`](Self::sync) of everything, as at the start. What does not wait for the other may be done beside it.
+    ///
+    /// # Errors
+    /// As those two; then it is to be called again.
+    fn establish(
+        &mut self,
+        surroundings: &Surroundings,
+        desired: &BTreeMap<ServicePortKey, ServicePort>,
+    ) -> anyhow::Result<SyncReport> {
+        self.adjust(surroundings)?;
+        self.sync(desired, &Dirty::All)
+    }
+
     /// How long changes are gathered before a sync; none where one costs what it changes.
     fn gathers(&self) -> Option<Duration> {
         None

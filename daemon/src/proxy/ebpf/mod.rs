@@ -36,7 +36,9 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context, Result};
 use ipnetwork::IpNetwork;
@@ -47,7 +49,7 @@ use self::endpoints::Endpoints;
 use self::expiry::Expiry;
 pub use self::namespaces::PodNamespaces;
 use self::pod_devices::PodDevices;
-use self::services::Services;
+use self::services::{Services, Upheaval};
 use self::stale_sockets::StaleSockets;
 pub use self::tables::Fill;
 use self::tables::Tables;
@@ -182,6 +184,59 @@ impl EbpfProxy {
     }
 }
 
+/// What [`Proxy::adjust`] is made of, and what follows a sync.
+impl EbpfProxy {
+    /// Tells the programs of the node.
+    fn describe(&mut self, surroundings: &Surroundings) -> Result<()> {
+        let first = |addresses: &[IpAddr], v4: bool| {
+            addresses
+                .iter()
+                .find(|a| a.is_ipv4() == v4)
+                .map_or(Address::default(), |a| Address::from(*a))
+        };
+        let node = Node {
+            host_netns_cookie: namespaces::cookie()?,
+            pod_network_v4: first(&surroundings.pod_network_addresses, true),
+            pod_network_v6: first(&surroundings.pod_network_addresses, false),
+            node_v4: first(&surroundings.node_addresses, true),
+            node_v6: first(&surroundings.node_addresses, false),
+            pod_networks: pod_networks(&surroundings.pod_networks),
+            flags: if surroundings.fast_path {
+                node_flag::FAST_PATH
+            } else {
+                0
+            } | if surroundings.ping { node_flag::PING } else { 0 },
+            zero: 0,
+        };
+        if self.tables.node()? != node {
+            self.tables.set_node(&node)?;
+        }
+        self.services.set_node_addresses(&surroundings.node_addresses);
+        Ok(())
+    }
+
+    /// Lets the programs at pods' devices run, and other pods' packets take the short way there. In this order: nobody is sent to a pod
+    /// that cannot answer.
+    fn lead_to_pods(&mut self, surroundings: &Surroundings) -> Result<()> {
+        let free: Vec<_> = surroundings.pods.iter().filter(|pod| !pod.queues.taken).collect();
+        self.pod_devices.attach(&free)?;
+        self.endpoints.follow(&mut self.tables, &surroundings.pods)
+    }
+
+    fn see_to_sockets(&mut self, upheaval: Upheaval) {
+        if upheaval.is_any() {
+            self.stale_sockets.look(upheaval);
+        }
+    }
+}
+
+/// Has the programs run at the node's devices, and at those of pods whose place for filters somebody else has taken.
+fn attach(devices: &Devices, pod_devices: &PodDevices, surroundings: &Surroundings) -> Result<()> {
+    let taken = surroundings.pods.iter().filter(|pod| pod.queues.taken);
+    let taken: Vec<_> = taken.map(|pod| &pod.device).collect();
+    devices.attach(&surroundings.devices, &taken, pod_devices.programs())
+}
+
 /// The first of them in each place; further ones have no short cuts.
 fn pod_networks(networks: &[IpNetwork]) -> [Network; POD_NETWORKS] {
     let mut known = [Network::NONE; POD_NETWORKS];
@@ -229,37 +284,35 @@ impl Proxy for EbpfProxy {
     }
 
     fn adjust(&mut self, surroundings: &Surroundings) -> Result<()> {
-        let first = |addresses: &[IpAddr], v4: bool| {
-            addresses
-                .iter()
-                .find(|a| a.is_ipv4() == v4)
-                .map_or(Address::default(), |a| Address::from(*a))
-        };
-        let node = Node {
-            host_netns_cookie: namespaces::cookie()?,
-            pod_network_v4: first(&surroundings.pod_network_addresses, true),
-            pod_network_v6: first(&surroundings.pod_network_addresses, false),
-            node_v4: first(&surroundings.node_addresses, true),
-            node_v6: first(&surroundings.node_addresses, false),
-            pod_networks: pod_networks(&surroundings.pod_networks),
-            flags: if surroundings.fast_path {
-                node_flag::FAST_PATH
-            } else {
-                0
-            } | if surroundings.ping { node_flag::PING } else { 0 },
-            zero: 0,
-        };
-        if self.tables.node()? != node {
-            self.tables.set_node(&node)?;
-        }
-        self.services.set_node_addresses(&surroundings.node_addresses);
-        // Where they are before what leads to them: nobody is sent to a pod that cannot answer.
-        let (taken, free): (Vec<_>, Vec<_>) = surroundings.pods.iter().partition(|pod| pod.queues.taken);
-        let taken: Vec<_> = taken.iter().map(|pod| &pod.device).collect();
-        self.devices
-            .attach(&surroundings.devices, &taken, self.pod_devices.programs())?;
-        self.pod_devices.attach(&free)?;
-        self.endpoints.follow(&mut self.tables, &surroundings.pods)
+        self.describe(surroundings)?;
+        attach(&self.devices, &self.pod_devices, surroundings)?;
+        self.lead_to_pods(surroundings)
+    }
+
+    fn establish(
+        &mut self,
+        surroundings: &Surroundings,
+        desired: &BTreeMap<ServicePortKey, ServicePort>,
+    ) -> Result<SyncReport> {
+        self.describe(surroundings)?;
+        let Self {
+            tables,
+            services,
+            devices,
+            pod_devices,
+            ..
+        } = self;
+        // Each device takes the kernel some ten milliseconds, in which it waits for its CPUs.
+        let ((report, upheaval), attached) = thread::scope(|scope| {
+            let attaching = scope.spawn(|| attach(devices, pod_devices, surroundings));
+            let synced = services.sync(tables, desired, &Dirty::All);
+            let attached = attaching.join();
+            (synced, attached.unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        self.see_to_sockets(upheaval);
+        attached?;
+        self.lead_to_pods(surroundings)?;
+        Ok(report)
     }
 
     fn tend(&mut self) -> Result<()> {
@@ -268,9 +321,7 @@ impl Proxy for EbpfProxy {
 
     fn sync(&mut self, desired: &BTreeMap<ServicePortKey, ServicePort>, dirty: &Dirty) -> Result<SyncReport> {
         let (report, upheaval) = self.services.sync(&mut self.tables, desired, dirty);
-        if upheaval.is_any() {
-            self.stale_sockets.look(upheaval);
-        }
+        self.see_to_sockets(upheaval);
         Ok(report)
     }
 
