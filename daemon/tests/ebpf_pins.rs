@@ -66,6 +66,10 @@ fn devices_come_and_go_and_come_back_under_their_name() {
             pins(&directory),
             ["in-uplink", "in-vxlan:1", "out-uplink", "out-vxlan:1"]
         );
+        // What comes in by one of them may be answered by another: the ways out were there first.
+        let made = |pin: &str| link(&directory.join(pin)).0;
+        let out = made("out-uplink").max(made("out-vxlan:1"));
+        assert!(out < made("in-uplink").min(made("in-vxlan:1")));
         let before = link(&directory.join("in-uplink"));
         drop(proxy);
         // Another daemon: its program, by the same link.

@@ -37,8 +37,10 @@ impl Devices {
         let mut result = Ok(());
         let own = devices.iter().map(|device| (device, self.programs(device)));
         let pods = pods.iter().map(|device| (*device, Ok(pod)));
-        for (device, programs) in own.chain(pods) {
-            for (end, hook) in [("in", Hook::TcxIngress), ("out", Hook::TcxEgress)] {
+        let all: Vec<_> = own.chain(pods).collect();
+        // The ways out first, of all devices: what is translated as it comes in is answered by any of them, and each takes the kernel a while.
+        for (end, hook) in [("out", Hook::TcxEgress), ("in", Hook::TcxIngress)] {
+            for (device, programs) in &all {
                 let pin = pin(&self.pins, end, &device.name);
                 let attached = programs
                     .as_ref()

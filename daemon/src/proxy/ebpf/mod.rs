@@ -263,19 +263,23 @@ fn attach_sockets(path: &Path, pins: &Path, programs: &[OwnedFd]) -> Result<()> 
     Ok(())
 }
 
-/// The files in `directory`; none if it is not there.
+/// The files in `directory`, by name, so that of a device's links the one of the way in comes first; none if it is not there.
 fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     let listing = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         result => result.with_context(|| format!("listing {}", directory.display()))?,
     };
-    listing
+    let paths: Result<Vec<PathBuf>> = listing
         .map(|entry| {
             Ok(entry
                 .with_context(|| format!("listing {}", directory.display()))?
                 .path())
         })
-        .collect()
+        .collect();
+    paths.map(|mut paths| {
+        paths.sort();
+        paths
+    })
 }
 
 impl Proxy for EbpfProxy {
