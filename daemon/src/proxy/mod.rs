@@ -131,7 +131,7 @@ pub trait Proxy: Send {
     /// Its name in config, status and metrics.
     fn name(&self) -> &'static str;
 
-    /// Fits the dataplane to the node; called before the first sync and whenever the surroundings changed.
+    /// Fits the dataplane to the node; called whenever the surroundings changed, the first time by [`establish`](Self::establish).
     ///
     /// # Errors
     /// What makes the dataplane as a whole unusable.

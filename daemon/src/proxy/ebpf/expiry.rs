@@ -80,7 +80,7 @@ impl Expiry {
                     live.push((key, value));
                 }
             } else if lingers(&value, now) {
-                // Its connection is over, and gone or soon to be.
+                // Its connection is over, or half so and as little worth by now.
                 if now.saturating_sub(value.last_seen) >= CLOSED {
                     ports.push((value.last_seen, key));
                 }
@@ -103,7 +103,7 @@ impl Expiry {
         // A connection may have lost some of its entries already: what counts is what is really gone.
         let mut excess = excess(entries, tables.connections.capacity());
         if excess > 0 {
-            // Nobody's connection: at worst somebody's next one begins a second late.
+            // Hardly ever somebody's connection: at worst the next one begins a second late.
             ports.sort_by_key(|(last_seen, _)| *last_seen);
             ports.truncate(excess);
             for (_, key) in ports {
