@@ -249,6 +249,24 @@ fn what_was_begun_before_anybody_served_it_is_forgotten() {
     });
 }
 
+/// S18: who asked while the rules were gone is served when they are back.
+#[test]
+fn what_was_begun_while_the_rules_were_gone_is_forgotten() {
+    with("nft", || {
+        let mut proxy = open();
+        sync(&mut proxy, &variety(), &Dirty::All);
+        // Connections are followed while anybody has rules that ask for it: egress has, on a node.
+        run("iptables-nft", "-t raw -A OUTPUT -m conntrack --ctstate NEW");
+        for table in ["nat", "filter"] {
+            run("iptables-nft", &format!("-t {table} -F"));
+        }
+        variety::ask_in_vain("10.96.0.1:80");
+        assert_eq!(variety::unanswered("10.96.0.1"), 1);
+        assert!(proxy.audit().unwrap() > 0);
+        assert_eq!(variety::unanswered("10.96.0.1"), 0);
+    });
+}
+
 /// S13: what a sync that failed changed is looked for once it is made good.
 #[test]
 fn after_a_failure_datagrams_go_where_somebody_is() {

@@ -258,6 +258,24 @@ fn what_was_begun_before_anybody_served_it_is_forgotten() {
     });
 }
 
+/// S18: who asked while the table was gone is served when it is back.
+#[test]
+fn what_was_begun_while_the_table_was_gone_is_forgotten() {
+    on_node(|_| {
+        let mut proxy = open();
+        sync(&mut proxy, &variety(), &Dirty::All);
+        // Connections are followed while anybody has rules that ask for it: egress has, on a node.
+        nft("add table inet egress");
+        nft("add chain inet egress output { type filter hook output priority 0; }");
+        nft("add rule inet egress output ct state new");
+        nft("delete table inet sluice-services");
+        variety::ask_in_vain("10.96.0.1:80");
+        assert_eq!(variety::unanswered("10.96.0.1"), 1);
+        assert!(proxy.audit().unwrap() > 0);
+        assert_eq!(variety::unanswered("10.96.0.1"), 0);
+    });
+}
+
 /// S18: of another build's table none of this one's rules make sense, but it serves until there is something to put in its place.
 #[test]
 fn a_table_of_another_layout_serves_until_it_is_replaced() {

@@ -223,6 +223,9 @@ impl Proxy for IptablesProxy {
             firewall.known = Some(found);
             firewall.apply(&wanted)?;
         }
+        if mended > 0 {
+            plan::forget_stale(&self.netfilter, &self.plans, &self.plans.as_new())?;
+        }
         Ok(mended)
     }
 

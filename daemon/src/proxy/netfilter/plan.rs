@@ -188,6 +188,14 @@ impl Plans {
             .filter_map(|key| self.0.get(key).map(|plan| (key, plan)))
     }
 
+    /// All of them as though they came only now.
+    pub fn as_new(&self) -> Update {
+        Update {
+            changed: self.0.keys().cloned().collect(),
+            ..Update::default()
+        }
+    }
+
     /// What the update comes to.
     pub fn report(&self, update: &Update) -> SyncReport {
         let changed = self.of(update).count();
@@ -252,7 +260,7 @@ pub fn of_scope(key: &ServicePortKey, scope: Scope) -> ServicePortKey {
 }
 
 /// Removes from the connection table what a change of the plans leaves stale: UDP's entries that lead where nobody is any more, and
-/// those of connections that were begun before anybody served them.
+/// those of connections that were begun before anybody served them. What was taken from the kernel by others and put back is as new.
 ///
 /// # Errors
 /// The kernel's.

@@ -242,6 +242,9 @@ impl Proxy for NftablesProxy {
         let changes = Changes::between(&self.table.elements()?, &self.all_elements());
         mended += changes.removed.len().max(changes.added.len());
         self.table.apply(&changes)?;
+        if mended > 0 {
+            plan::forget_stale(self.table.netfilter(), &self.plans, &self.plans.as_new())?;
+        }
         Ok(mended)
     }
 
