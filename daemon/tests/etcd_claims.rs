@@ -93,9 +93,13 @@ async fn register(etcd: &Etcd, node: &str, id: &str, more: &str) -> Outcome {
     let mut registrar = Registrar::new(members.clone(), &config, &record);
     let mut tries = 0;
     loop {
-        // It takes a moment until the server listens.
-        match members.connect().await {
-            Ok(client) => return registrar.register(&client).await.unwrap(),
+        // It takes a moment until the server listens, and another until it has a leader.
+        let registered = match members.connect().await {
+            Ok(client) => registrar.register(&client).await,
+            Err(error) => Err(error),
+        };
+        match registered {
+            Ok(outcome) => return outcome,
             Err(error) if tries > 100 => panic!("{error:#}"),
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
