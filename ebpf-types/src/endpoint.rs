@@ -4,7 +4,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::Address;
 
-/// Value of `endpoints_v1`, whose key is an address of a pod of this node: how a packet gets there.
+/// How a packet gets to a pod of this node: in the slot of the pod's address ([`EndpointSlot`]) or, where that is another's, the value of
+/// `endpoints_v1`, whose key is the address.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Endpoint {
@@ -17,6 +18,30 @@ pub struct Endpoint {
     pub translated: u32,
     /// Ethernet addresses as they stand in a frame to the pod: the pod's own, then the host end's.
     pub ethernet: [u8; 12],
+}
+
+/// Element of `endpoint_slots_v1`, where an endpoint is looked for first: what stands in an array is read without a call and
+/// without hashing, and that is a fiftieth of what a packet from pod to pod on a node costs.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct EndpointSlot {
+    /// Whose it is; `::` where it is nobody's.
+    pub address: Address,
+    /// How a packet gets there.
+    pub endpoint: Endpoint,
+}
+
+impl EndpointSlot {
+    /// How many there are: 512 for each family.
+    pub const COUNT: u32 = 1024;
+
+    /// Which one `address` may have. A node's addresses are counted up from its pod CIDR, so those of one block of 512 share none.
+    #[inline(always)]
+    pub const fn number(address: &Address) -> u32 {
+        let half = Self::COUNT / 2;
+        let low = u32::from_be(address.words[3]) % half;
+        if address.is_v4() { low } else { half + low }
+    }
 }
 
 /// Bits of [`Endpoint::flags`].

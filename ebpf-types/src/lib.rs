@@ -12,7 +12,7 @@ mod endpoint;
 mod service;
 
 pub use connection::{Choice, ChoiceKey, Connection, ConnectionKey, Peer, PeerKey, direction, role, seen};
-pub use endpoint::{Endpoint, Network, endpoint_flag};
+pub use endpoint::{Endpoint, EndpointSlot, Network, endpoint_flag};
 pub use service::{
     Affinity, AffinityKey, Backend, BackendKey, Frontend, FrontendKey, MAGLEV_PART, MaglevKey, MaglevPart,
     MemberKey, Service, Source, SourceKey, frontend_flag, maglev_places, place,
@@ -247,6 +247,7 @@ mod user {
         crate::Address,
         crate::Node,
         crate::Endpoint,
+        crate::EndpointSlot,
         crate::SourceKey,
         crate::FrontendKey,
         crate::Frontend,

@@ -11,11 +11,13 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::programs::TcContext;
-use sluice_ebpf_types::{Address, Counter, Endpoint, Node, direction, endpoint_flag, node_flag};
+use sluice_ebpf_types::{
+    Address, Counter, Endpoint, EndpointSlot, Node, direction, endpoint_flag, node_flag,
+};
 
 use crate::connections::find;
 use crate::counters::count;
-use crate::maps::{ENDPOINTS, NODE};
+use crate::maps::{ENDPOINT_SLOTS, ENDPOINTS, NODE};
 use crate::packet::{ETHERNET, Packet, ipv4_at, ipv6_at, network_protocol};
 
 const AF_INET: u8 = 2;
@@ -85,8 +87,8 @@ pub fn from_network(ctx: &TcContext) -> Option<i32> {
 /// Remembers that packets of this pod are translated on their way, and packets to it may have to be.
 #[inline(always)]
 pub fn note_translated(pod: &Address) {
-    if let Some(endpoint) = ENDPOINTS.get_ptr_mut(pod) {
-        // SAFETY: the pointer is a value of the map; the field is one word, and only ever set.
+    if let Some(endpoint) = place(pod) {
+        // SAFETY: the pointer is into a value of a map; the field is one word, and only ever set.
         unsafe { (&raw mut (*endpoint).translated).write_volatile(1) };
     }
 }
@@ -111,8 +113,21 @@ fn fast_path() -> Option<&'static Node> {
 
 #[inline(always)]
 fn endpoint(address: &Address) -> Option<&'static Endpoint> {
-    // SAFETY: the daemon replaces elements, never rewrites one; of the programs' own word any value will do.
-    unsafe { ENDPOINTS.get(address) }
+    // SAFETY: the pointer is into a value of a map, which is there as long as the program runs. What the daemon writes meanwhile
+    // are numbers, of which the old and the new are values.
+    place(address).map(|endpoint| unsafe { &*endpoint })
+}
+
+/// Where the endpoint is: in its slot, or in the table.
+#[inline(always)]
+fn place(address: &Address) -> Option<*mut Endpoint> {
+    let slot = ENDPOINT_SLOTS.get_ptr_mut(EndpointSlot::number(address))?;
+    // SAFETY: the pointer is a value of the map. An address that is being written is nobody's yet: see the daemon's endpoints.rs.
+    if unsafe { (*slot).address }.is(address) {
+        // SAFETY: the field is in the value.
+        return Some(unsafe { &raw mut (*slot).endpoint });
+    }
+    ENDPOINTS.get_ptr_mut(address)
 }
 
 #[inline(always)]

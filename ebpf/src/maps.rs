@@ -1,4 +1,4 @@
-//! The pinned maps. Who writes which: frontends, addresses, services, backends, maglev, members, sources, endpoints and node are the
+//! The pinned maps. Who writes which: frontends, addresses, services, backends, maglev, members, sources, endpoints, endpoint slots and node are the
 //! daemon's; the rest is written here and expired by the daemon.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
@@ -6,9 +6,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use sluice_ebpf_types::{
     Address, Affinity, AffinityKey, Backend, BackendKey, Choice, ChoiceKey, Connection, ConnectionKey,
-    Endpoint, Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_COUNTERS, MAX_ENDPOINTS,
-    MAX_FRONTENDS, MAX_MAGLEV, MAX_REMEMBERED, MAX_SOURCES, MaglevKey, MaglevPart, MemberKey, Node, Peer,
-    PeerKey, Service, Source,
+    Endpoint, EndpointSlot, Frontend, FrontendKey, MAX_BACKENDS, MAX_CONNECTIONS, MAX_COUNTERS,
+    MAX_ENDPOINTS, MAX_FRONTENDS, MAX_MAGLEV, MAX_REMEMBERED, MAX_SOURCES, MaglevKey, MaglevPart, MemberKey,
+    Node, Peer, PeerKey, Service, Source,
 };
 
 #[map(name = "frontends_v1")]
@@ -34,6 +34,9 @@ pub static SOURCES: LpmTrie<Source, u32> = LpmTrie::pinned(MAX_SOURCES, 0);
 
 #[map(name = "endpoints_v1")]
 pub static ENDPOINTS: HashMap<Address, Endpoint> = HashMap::pinned(MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
+
+#[map(name = "endpoint_slots_v1")]
+pub static ENDPOINT_SLOTS: Array<EndpointSlot> = Array::pinned(EndpointSlot::COUNT, 0);
 
 #[map(name = "node_v2")]
 pub static NODE: Array<Node> = Array::pinned(1, 0);

@@ -15,6 +15,7 @@ use sluice_ebpf_types::{
 };
 
 use super::batch;
+use super::endpoints::Slots;
 
 /// One hash map of the kernel's, or a trie, which is asked the same way.
 pub(super) struct Table<K: Pod, V: Pod> {
@@ -145,6 +146,7 @@ pub(super) struct Tables {
     pub members: Table<MemberKey, u32>,
     pub sources: Table<SourceKey, u32>,
     pub endpoints: Table<Address, Endpoint>,
+    pub endpoint_slots: Slots,
     pub affinity: Table<AffinityKey, Affinity>,
     pub peers: Table<PeerKey, Peer>,
     pub choices: Table<ChoiceKey, Choice>,
@@ -240,6 +242,7 @@ impl Tables {
             members: Table::take(ebpf, "members_v1", MAX_BACKENDS)?,
             sources: Table::take(ebpf, "sources_v1", MAX_SOURCES)?,
             endpoints: Table::take(ebpf, "endpoints_v1", MAX_ENDPOINTS)?,
+            endpoint_slots: Slots::new(take(ebpf, Slots::NAME)?)?,
             affinity: Table::take(ebpf, "affinity_v1", MAX_REMEMBERED)?,
             peers: Table::take(ebpf, "socket_peers_v1", MAX_REMEMBERED)?,
             choices: Table::take(ebpf, "socket_choices_v1", MAX_REMEMBERED)?,
