@@ -1,10 +1,37 @@
-//! For iptables-restore(8): a rule for each Service in one chain, walked until one fits.
+//! For iptables-restore(8), as iptables-save(8) shows it beside kube-proxy 1.34, but without what counts in nfacct: a rule for each Service
+//! in one chain, walked until one fits.
 
 use std::fmt::Write as _;
 
 use super::ServicePort;
 
-/// The whole of table `nat`.
+/// Table `filter`, whatever the Services.
+const FILTER: &str = "*filter
+:KUBE-EXTERNAL-SERVICES - [0:0]
+:KUBE-FIREWALL - [0:0]
+:KUBE-FORWARD - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+:KUBE-SERVICES - [0:0]
+-A INPUT -j KUBE-FIREWALL
+-A INPUT -m conntrack --ctstate NEW -m comment --comment \"kubernetes load balancer firewall\" -j KUBE-PROXY-FIREWALL
+-A INPUT -m comment --comment \"kubernetes health check service ports\" -j KUBE-NODEPORTS
+-A INPUT -m conntrack --ctstate NEW -m comment --comment \"kubernetes externally-visible service portals\" -j KUBE-EXTERNAL-SERVICES
+-A FORWARD -m conntrack --ctstate NEW -m comment --comment \"kubernetes load balancer firewall\" -j KUBE-PROXY-FIREWALL
+-A FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD
+-A FORWARD -m conntrack --ctstate NEW -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A FORWARD -m conntrack --ctstate NEW -m comment --comment \"kubernetes externally-visible service portals\" -j KUBE-EXTERNAL-SERVICES
+-A OUTPUT -j KUBE-FIREWALL
+-A OUTPUT -m conntrack --ctstate NEW -m comment --comment \"kubernetes load balancer firewall\" -j KUBE-PROXY-FIREWALL
+-A OUTPUT -m conntrack --ctstate NEW -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment \"block incoming localnet connections\" -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding rules\" -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m comment --comment \"kubernetes forwarding conntrack rule\" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+COMMIT
+";
+
+/// The tables `filter` and `nat`.
 pub fn all(ports: &[ServicePort]) -> String {
     let mut chains = "*nat\n\
          :KUBE-SERVICES - [0:0]\n\
@@ -33,7 +60,7 @@ pub fn all(ports: &[ServicePort]) -> String {
             rules,
             "-A KUBE-SERVICES -d {address}/32 -p {protocol} -m comment --comment \"default/s{name} cluster IP\" -m {protocol} --dport {number} -j KUBE-SVC-{name}"
         );
-        if let Some(node_port) = port.node_port {
+        if let Some(node_port) = port.node_port.map(|address| address.port()) {
             let _ = writeln!(chains, ":KUBE-EXT-{name} - [0:0]");
             let _ = writeln!(
                 rules,
@@ -46,7 +73,7 @@ pub fn all(ports: &[ServicePort]) -> String {
     }
     // As in kube-proxy the last, so that a node port is looked for when no Service has taken the packet.
     rules += "-A KUBE-SERVICES -m comment --comment \"kubernetes service nodeports\" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n";
-    chains + &rules + "COMMIT\n"
+    FILTER.to_owned() + &chains + &rules + "COMMIT\n"
 }
 
 /// As in kube-proxy's partial sync: the chains of the one Service.

@@ -30,8 +30,8 @@ pub struct ServicePort {
     pub protocol: &'static str,
     /// Its ClusterIP and port.
     pub frontend: SocketAddrV4,
-    /// Its NodePort, if it has one.
-    pub node_port: Option<u16>,
+    /// The node's address and its NodePort there, if it has one.
+    pub node_port: Option<SocketAddrV4>,
     /// Its endpoints, each with a name of its own within the Service.
     pub endpoints: Vec<(String, SocketAddrV4)>,
 }
@@ -96,7 +96,11 @@ impl Tool {
         match self {
             Self::Nft => self.feed("delete table ip chains\n"),
             // Without --noflush the table is replaced.
-            Self::Iptables(flavour) => run(&format!("iptables-{flavour}-restore"), &[], "*nat\nCOMMIT\n"),
+            Self::Iptables(flavour) => run(
+                &format!("iptables-{flavour}-restore"),
+                &[],
+                "*filter\nCOMMIT\n*nat\nCOMMIT\n",
+            ),
         }
     }
 

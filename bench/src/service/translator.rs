@@ -1,7 +1,7 @@
 //! Who translates Services on a node, and how many there are beside those that are measured.
 
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -69,11 +69,14 @@ impl fmt::Display for Translator {
 pub fn dress(translator: Translator, node: &Node, cgroup: &Path) -> Result<()> {
     match translator {
         Translator::Nobody => Ok(()),
-        Translator::Chains(tool, services) => node.host.run(move || {
+        Translator::Chains(tool, services) => {
+            let tested = Endpoint::ALL
+                .into_iter()
+                .flat_map(|endpoint| chains(endpoint, node.address));
             let mut ports = ServicePort::all(Shape::of(services - 1, ENDPOINTS));
-            ports.extend(Endpoint::ALL.into_iter().flat_map(chains));
-            tool.load(&ports)
-        }),
+            ports.extend(tested);
+            node.host.run(move || tool.load(&ports))
+        }
         Translator::Ebpf(services) => {
             let cgroup = cgroup.to_owned();
             program(node, services, move || {
@@ -91,13 +94,13 @@ pub fn dress(translator: Translator, node: &Node, cgroup: &Path) -> Result<()> {
     }
 }
 
-/// An endpoint's Service in kube-proxy's shape.
-fn chains(endpoint: Endpoint) -> [ServicePort; 2] {
+/// An endpoint's Service in kube-proxy's shape, on the node with this address.
+fn chains(endpoint: Endpoint, node: Ipv4Addr) -> [ServicePort; 2] {
     ["tcp", "udp"].map(|protocol| ServicePort {
         name: format!("{}-{protocol}", endpoint.name()),
         protocol,
         frontend: SocketAddrV4::new(endpoint.cluster_ip(), 80),
-        node_port: Some(endpoint.node_port()),
+        node_port: Some(SocketAddrV4::new(node, endpoint.node_port())),
         endpoints: vec![("0".to_owned(), SocketAddrV4::new(endpoint.address(), PORT))],
     })
 }
