@@ -6,10 +6,11 @@ use anyhow::{Context, Result};
 use ipnetwork::IpNetwork;
 
 use crate::config::ProxyMode;
+use crate::netfilter::{conntrack, wire::Netfilter};
 use crate::proxy::Proxy;
 use crate::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
 use crate::proxy::iptables::IptablesProxy;
-use crate::proxy::netfilter::{conntrack, loopback, wire::Netfilter};
+use crate::proxy::netfilter::loopback;
 use crate::proxy::nftables::NftablesProxy;
 use crate::trial;
 use crate::{memory, mounts};

@@ -128,7 +128,7 @@ pub struct Agent {
     outcome: Option<network::Outcome>,
     /// The ways that are to be probed.
     probed: watch::Sender<Vec<Target>>,
-    masquerade: Option<egress::Masquerade>,
+    egress: Option<egress::InForce>,
     surroundings: Option<Surroundings>,
     settling: settling::Settling,
     /// When the next pod will have settled.
@@ -216,7 +216,7 @@ impl Agent {
             view: NodeView::default(),
             outcome: None,
             probed: watch::Sender::new(Vec::new()),
-            masquerade: None,
+            egress: None,
             surroundings: None,
             settling: settling::Settling::default(),
             settles: None,

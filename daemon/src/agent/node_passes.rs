@@ -6,7 +6,7 @@ use sluice_cni::names::IPAM_DIRECTORY;
 use tokio::task::JoinHandle;
 
 use super::Agent;
-use crate::egress::{self, Masquerade};
+use crate::egress::{self, InForce, Outcome};
 use crate::host::watch::Report;
 use crate::probe;
 use crate::state::balance::NodeView;
@@ -15,10 +15,8 @@ use crate::state::objects::Node;
 
 /// The rules of egress on their way to the kernel.
 pub(super) struct EgressTask {
-    /// Whether the kernel had them before.
-    known: bool,
-    /// What was applied, and whether the kernel had to change for it.
-    applied: JoinHandle<anyhow::Result<(Masquerade, bool)>>,
+    /// What is in force then, and what it took.
+    applied: JoinHandle<anyhow::Result<(InForce, Outcome)>>,
 }
 
 impl Agent {
@@ -90,12 +88,9 @@ impl Agent {
     /// this thread has other things to do.
     pub(super) fn begin_egress(&self) -> EgressTask {
         let wanted = egress::masquerade(&self.config, &self.cluster, &self.routes.own);
-        let known = self.masquerade.as_ref() == Some(&wanted);
+        let before = self.egress.clone();
         EgressTask {
-            known,
-            applied: tokio::task::spawn_blocking(move || {
-                egress::apply(&wanted, known).map(|changed| (wanted, changed))
-            }),
+            applied: tokio::task::spawn_blocking(move || egress::apply(wanted, before)),
         }
     }
 
@@ -103,17 +98,17 @@ impl Agent {
     pub(super) async fn finish_egress(&mut self, task: EgressTask) -> bool {
         let applied = task.applied.await;
         match applied.unwrap_or_else(|error| Err(anyhow::anyhow!("the egress task ended: {error}"))) {
-            Ok((applied, changed)) => {
-                if changed && task.known {
-                    tracing::warn!("the rules of egress were gone and are back");
+            Ok((in_force, outcome)) => {
+                if outcome == Outcome::PutBack {
+                    tracing::warn!("the rules of egress were changed by others and are put back");
                     self.drift_repaired += 1;
                 }
-                self.masquerade = Some(applied);
+                self.egress = Some(in_force);
                 self.found("egress", Vec::new());
                 true
             }
             Err(error) => {
-                self.masquerade = None;
+                self.egress = None;
                 self.found("egress", vec![format!("{error:#}")]);
                 false
             }

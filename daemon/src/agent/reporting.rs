@@ -81,9 +81,9 @@ impl Agent {
                 syncs: self.syncs,
             },
             masquerade: self
-                .masquerade
+                .egress
                 .as_ref()
-                .is_some_and(|masquerade| !masquerade.sources.is_empty()),
+                .is_some_and(|in_force| !in_force.wanted.sources.is_empty()),
             pools,
             drift_repaired: self.drift_repaired,
             removals: report::Removals {

@@ -10,25 +10,78 @@ use std::net::IpAddr;
 use anyhow::Context;
 use ipnetwork::IpNetwork;
 
+use self::nftables::Shown;
 use crate::config;
+use crate::netfilter::{conntrack, wire::Netfilter};
 use crate::state::cluster::Cluster;
 
 pub mod iptables;
 pub mod nftables;
 
-/// Brings the kernel to `wanted`; says whether anything was written. With `known` the kernel had it already, and only whether
-/// it has it still is looked at.
+/// What the kernel has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InForce {
+    /// What was asked for.
+    pub wanted: Masquerade,
+    /// How nf_tables shows it.
+    shown: Shown,
+}
+
+/// How a pass over the rules ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// They were as they should be.
+    Unchanged,
+    /// They were made so.
+    Changed,
+    /// They had been, and somebody else had changed them.
+    PutBack,
+}
+
+/// Brings the kernel to `wanted`, where `before` is what the last pass left.
 ///
 /// # Errors
 /// The kernel's answer, or iptables' where there is no nf_tables; what was in force is then still.
-pub fn apply(wanted: &Masquerade, known: bool) -> anyhow::Result<bool> {
-    match nftables::present() {
-        Err(error) if nftables::is_missing(&error) => {
-            iptables::apply(wanted).context("through iptables, as the kernel has no nf_tables")
+pub fn apply(wanted: Masquerade, before: Option<InForce>) -> anyhow::Result<(InForce, Outcome)> {
+    let known = before.filter(|before| before.wanted == wanted);
+    let found = match nftables::shown() {
+        Err(error) if nftables::is_missing(&error) => None,
+        found => Some(found?),
+    };
+    let (shown, changed) = match found {
+        None => {
+            let changed =
+                iptables::apply(&wanted).context("through iptables, as the kernel has no nf_tables")?;
+            (Shown::default(), changed)
         }
-        Err(error) => Err(error),
-        Ok(present) if known && present != wanted.sources.is_empty() => Ok(false),
-        Ok(_) => nftables::apply(wanted).map(|()| true),
+        Some(found) if known.as_ref().is_some_and(|known| known.shown == found) => (found, false),
+        Some(_) => {
+            nftables::apply(&wanted)?;
+            (nftables::shown()?, true)
+        }
+    };
+    let outcome = match (changed, known) {
+        (false, _) => Outcome::Unchanged,
+        (true, None) => Outcome::Changed,
+        (true, Some(_)) => Outcome::PutBack,
+    };
+    if outcome == Outcome::PutBack {
+        forget_unmasqueraded(&wanted);
+    }
+    Ok((InForce { wanted, shown }, outcome))
+}
+
+/// What began while the rules were gone leaves with the pod's own address until its entry in the connection table ends, and nobody
+/// answers it.
+fn forget_unmasqueraded(wanted: &Masquerade) {
+    let forgotten = Netfilter::open().and_then(|netfilter| {
+        conntrack::remove_unmasqueraded(&netfilter, |from, to| wanted.covers(from, to))
+    });
+    match forgotten {
+        Ok(0) => {}
+        Ok(removed) => tracing::info!(removed, "connections that left as their pods were forgotten"),
+        // Without nfnetlink it cannot be done, and the entry ends by itself once its client gives up.
+        Err(error) => tracing::debug!("looking for connections that left as their pods: {error:#}"),
     }
 }
 
@@ -41,6 +94,14 @@ pub struct Masquerade {
     pub exempt_networks: Vec<IpNetwork>,
     /// Addresses that do: the nodes'.
     pub exempt_addresses: BTreeSet<IpAddr>,
+}
+
+impl Masquerade {
+    /// Whether what goes from one address to the other leaves as the node.
+    pub fn covers(&self, from: IpAddr, to: IpAddr) -> bool {
+        let any = |networks: &[IpNetwork], address| networks.iter().any(|network| network.contains(address));
+        any(&self.sources, from) && !any(&self.exempt_networks, to) && !self.exempt_addresses.contains(&to)
+    }
 }
 
 /// What the configuration and the cluster ask for, for a node with the pod CIDRs `own`.

@@ -16,6 +16,7 @@ use nftnl::{
 };
 
 use super::Masquerade;
+use crate::netfilter::wire::{Attributes, INET, NFTABLES, Netfilter};
 
 const TABLE: &CStr = c"sluice-egress";
 const CHAIN: &CStr = c"postrouting";
@@ -35,6 +36,29 @@ pub fn apply(wanted: &Masquerade) -> anyhow::Result<()> {
     })
 }
 
+/// The table's rules as the kernel shows them, in order, each with a number that no later one has again; none if there is no table. What
+/// others change in the table is seen by that: its sets are constant.
+pub type Shown = Vec<Vec<u8>>;
+
+/// What the kernel shows of the table.
+///
+/// # Errors
+/// The kernel's answer to listing rules.
+pub fn shown() -> anyhow::Result<Shown> {
+    /// `NFT_MSG_GETRULE`, `NFTA_RULE_TABLE`.
+    const GET_RULE: u16 = 7;
+    const RULE_TABLE: u16 = 1;
+    let mut of_table = Attributes::default();
+    of_table.put(RULE_TABLE, TABLE.to_bytes_with_nul());
+    let mut shown = Shown::new();
+    Netfilter::open()?
+        .dump(NFTABLES, GET_RULE, INET, &of_table, |_, rule| {
+            shown.push(rule.to_vec())
+        })
+        .context("listing the rules of egress")?;
+    Ok(shown)
+}
+
 /// Whether the table is there.
 ///
 /// # Errors
@@ -44,7 +68,7 @@ pub fn present() -> anyhow::Result<bool> {
     Ok(tables.contains(&CString::from(TABLE)))
 }
 
-/// Whether [`present`] failed because the kernel has no nf_tables (net/netfilter/nfnetlink.c: a message to a subsystem that is not
+/// Whether [`present`] or [`shown`] failed because the kernel has no nf_tables (net/netfilter/nfnetlink.c: a message to a subsystem that is not
 /// there is invalid), or no nfnetlink at all.
 pub fn is_missing(error: &anyhow::Error) -> bool {
     let error = error

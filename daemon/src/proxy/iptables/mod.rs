@@ -16,9 +16,9 @@ use anyhow::{Context, Result};
 use self::chains::{Chains, Table};
 use self::drawing::Drawing;
 use self::script::Known;
+use crate::netfilter::wire::Netfilter;
 use crate::proxy::netfilter::plan::{self, Plans, Update};
-use crate::proxy::netfilter::wire::Netfilter;
-use crate::proxy::netfilter::{conntrack, loopback};
+use crate::proxy::netfilter::{connections, loopback};
 use crate::proxy::{Connection, Dirty, Programmed, Proxy, Surroundings, SyncReport};
 use crate::state::service_port::{Family, FrontendKind, ServicePort, ServicePortKey};
 use crate::xtables::{self, Tool};
@@ -266,7 +266,7 @@ impl Proxy for IptablesProxy {
 
     fn connections(&self) -> Result<Vec<Connection>> {
         let holders = self.plans.holders();
-        conntrack::list(&self.netfilter, |frontend, protocol| {
+        connections::list(&self.netfilter, |frontend, protocol| {
             holders.contains_key(&(frontend, protocol))
         })
     }

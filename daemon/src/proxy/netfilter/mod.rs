@@ -1,8 +1,6 @@
 //! What the dataplanes by netfilter have in common: nftables and iptables translate a connection's first packet, and the
 //! kernel's connection tracking the others.
 
-pub mod conntrack;
+pub mod connections;
 pub mod loopback;
-pub mod parts;
 pub mod plan;
-pub mod wire;

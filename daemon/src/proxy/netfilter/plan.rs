@@ -7,9 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::Result;
 use ipnetwork::IpNetwork;
 
-use super::conntrack;
 use super::loopback::asked;
-use super::wire::Netfilter;
+use crate::netfilter::conntrack;
+use crate::netfilter::wire::Netfilter;
 use crate::proxy::{Dirty, SyncReport};
 use crate::state::service_port::{
     Backend, FrontendKind, Place, Protocol, Scope, ServicePort, ServicePortKey, WhenEmpty,

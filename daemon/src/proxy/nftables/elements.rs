@@ -9,8 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
+use crate::netfilter::parts::Parts;
 use crate::proxy::netfilter::loopback::asked;
-use crate::proxy::netfilter::parts::Parts;
 use crate::proxy::netfilter::plan::Plan;
 use crate::state::service_port::{Family, FrontendKind, Protocol, WhenEmpty};
 

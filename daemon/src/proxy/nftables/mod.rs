@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use self::elements::{Changes, Data, Element, Key, SetKind, Verdict};
 use self::table::Table;
 use crate::proxy::netfilter::plan::{self, Plan, Plans, Update};
-use crate::proxy::netfilter::{conntrack, loopback};
+use crate::proxy::netfilter::{connections, loopback};
 use crate::proxy::{Connection, Dirty, Programmed, Proxy, Surroundings, SyncReport};
 use crate::state::service_port::{ServicePort, ServicePortKey};
 
@@ -294,7 +294,7 @@ impl Proxy for NftablesProxy {
 
     fn connections(&self) -> Result<Vec<Connection>> {
         let holders = self.plans.holders();
-        conntrack::list(self.table.netfilter(), |frontend, protocol| {
+        connections::list(self.table.netfilter(), |frontend, protocol| {
             holders.contains_key(&(frontend, protocol))
         })
     }

@@ -7,7 +7,7 @@
 
 use super::elements::{SetKind, digit};
 use super::skeleton::TABLE;
-use crate::proxy::netfilter::wire::{Attributes, Batch};
+use crate::netfilter::wire::{Attributes, Batch};
 use crate::state::service_port::Family;
 
 /// `NFT_MSG_NEWCHAIN`, `NFT_MSG_NEWRULE`, `NFT_MSG_NEWSET`.

@@ -12,11 +12,9 @@ use super::elements::{
 };
 use super::rules::{self, GOTO, VERDICT, VERDICT_CHAIN, VERDICT_CODE};
 use super::skeleton::{self, LAYOUT, TABLE};
+use crate::netfilter::parts::Parts;
+use crate::netfilter::wire::{Attributes, Batch, INET, NFTABLES, Netfilter, attribute, attributes, string};
 use crate::proxy::Surroundings;
-use crate::proxy::netfilter::parts::Parts;
-use crate::proxy::netfilter::wire::{
-    Attributes, Batch, INET, NFTABLES, Netfilter, attribute, attributes, string,
-};
 use crate::state::service_port::{Family, Protocol};
 
 /// `enum nf_tables_msg_types`.

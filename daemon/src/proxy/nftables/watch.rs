@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use tokio::sync::mpsc;
 
 use super::skeleton::TABLE;
-use crate::proxy::netfilter::wire::{Netfilter, attribute, string};
+use crate::netfilter::wire::{Netfilter, attribute, string};
 
 /// `NFT_MSG_DELTABLE`, `NFT_MSG_DELCHAIN`, `NFT_MSG_DELRULE`, `NFT_MSG_DELSET`.
 const REMOVALS: [u16; 4] = [2, 5, 8, 11];

@@ -1,17 +1,15 @@
-//! Connection tracking: what it holds of Services, and taking away what is stale of it (ctnetlink,
+//! Connection tracking: what it holds, and taking away what is stale of it (ctnetlink,
 //! include/uapi/linux/netfilter/nfnetlink_conntrack.h).
 
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ipnetwork::IpNetwork;
 
 use super::parts::Parts;
 use super::wire::{Attributes, CONNTRACK, Netfilter, attribute};
-use crate::proxy::{Connection, ConnectionState};
 use crate::state::service_port::{Family, Protocol};
 
 /// `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
@@ -41,10 +39,26 @@ const DESTINATION_NAT: u32 = 1 << 5;
 
 /// Both ends as one direction's packets have them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tuple {
-    source: SocketAddr,
-    destination: SocketAddr,
-    protocol: Protocol,
+pub struct Tuple {
+    /// Who sends.
+    pub source: SocketAddr,
+    /// To whom.
+    pub destination: SocketAddr,
+    /// How.
+    pub protocol: Protocol,
+}
+
+/// A connection whose destination is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Translated {
+    /// What who began it sends.
+    pub original: Tuple,
+    /// What comes back.
+    pub reply: Tuple,
+    /// Whether anything did.
+    pub is_answered: bool,
+    /// TCP's state (`enum tcp_conntrack`).
+    pub tcp: Option<u8>,
 }
 
 impl Tuple {
@@ -124,16 +138,32 @@ pub fn remove_unanswered(
     netfilter: &Netfilter,
     frontends: &HashSet<(SocketAddr, Protocol)>,
 ) -> Result<usize> {
-    // Kernels before 5.18 give all.
-    let mut unanswered = Attributes::default();
-    unanswered
-        .put(STATUS, &0_u32.to_be_bytes())
-        .put(STATUS_MASK, &SEEN_REPLY.to_be_bytes());
-    remove(netfilter, &unanswered, |status, original, reply| {
+    remove(netfilter, &unanswered(), |status, original, reply| {
         status & SEEN_REPLY == 0
             && reply.source == original.destination
             && frontends.contains(&(original.destination, original.protocol))
     })
+}
+
+/// The same for connections with their client's own source that should not have it, as `leaves` says of where from and where to.
+///
+/// # Errors
+/// The kernel's.
+pub fn remove_unmasqueraded(netfilter: &Netfilter, leaves: impl Fn(IpAddr, IpAddr) -> bool) -> Result<usize> {
+    remove(netfilter, &unanswered(), |status, original, reply| {
+        status & SEEN_REPLY == 0
+            && reply.destination == original.source
+            && leaves(original.source.ip(), reply.source.ip())
+    })
+}
+
+/// Asks for entries that nobody has answered; kernels before 5.18 give all.
+fn unanswered() -> Attributes {
+    let mut wanted = Attributes::default();
+    wanted
+        .put(STATUS, &0_u32.to_be_bytes())
+        .put(STATUS_MASK, &SEEN_REPLY.to_be_bytes());
+    wanted
 }
 
 /// Removes those of the `wanted` entries that are `stale` by their status and by what both directions' packets have.
@@ -179,6 +209,29 @@ fn translated() -> Attributes {
     wanted
 }
 
+/// Hands every connection whose destination is translated to `visit`.
+///
+/// # Errors
+/// The kernel's.
+pub fn each_translated(netfilter: &Netfilter, mut visit: impl FnMut(Translated)) -> Result<()> {
+    each(netfilter, &translated(), |_, body, original, reply| {
+        let status = number(body, STATUS).unwrap_or_default();
+        if status & DESTINATION_NAT == 0 {
+            return;
+        }
+        let tcp = attribute(body, PROTOCOL_INFO)
+            .and_then(|info| attribute(info, TCP))
+            .and_then(|tcp| attribute(tcp, TCP_STATE))
+            .and_then(|state| state.first());
+        visit(Translated {
+            original,
+            reply,
+            is_answered: status & SEEN_REPLY != 0,
+            tcp: tcp.copied(),
+        });
+    })
+}
+
 /// Whether there are translated connections with both ends in these networks.
 ///
 /// # Errors
@@ -186,57 +239,8 @@ fn translated() -> Attributes {
 pub fn any_within(netfilter: &Netfilter, networks: &[IpNetwork]) -> Result<bool> {
     let inside = |address: IpAddr| networks.iter().any(|network| network.contains(address));
     let mut any = false;
-    each(netfilter, &translated(), |_, body, original, reply| {
-        let is_translated = number(body, STATUS).unwrap_or_default() & DESTINATION_NAT != 0;
-        any |= is_translated && inside(original.source.ip()) && inside(reply.source.ip());
+    each_translated(netfilter, |found| {
+        any |= inside(found.original.source.ip()) && inside(found.reply.source.ip());
     })?;
     Ok(any)
-}
-
-/// The translated connections to frontends that `serves` knows.
-///
-/// # Errors
-/// The kernel's.
-pub fn list(netfilter: &Netfilter, serves: impl Fn(SocketAddr, Protocol) -> bool) -> Result<Vec<Connection>> {
-    let mut found = Vec::new();
-    each(netfilter, &translated(), |_, body, original, reply| {
-        let status = number(body, STATUS).unwrap_or_default();
-        if status & DESTINATION_NAT == 0 || !serves(original.destination, original.protocol) {
-            return;
-        }
-        let answered = status & SEEN_REPLY != 0;
-        found.push(Connection {
-            protocol: original.protocol,
-            client: original.source,
-            frontend: original.destination,
-            backend: reply.source,
-            stand_in: (reply.destination != original.source).then_some(reply.destination),
-            state: state(body, original.protocol, answered),
-            // The table has what is left of a time-out, and not since when.
-            idle: Duration::ZERO,
-        });
-    })?;
-    Ok(found)
-}
-
-fn state(body: &[u8], protocol: Protocol, answered: bool) -> ConnectionState {
-    if protocol == Protocol::Udp {
-        return if answered {
-            ConnectionState::Answered
-        } else {
-            ConnectionState::Unanswered
-        };
-    }
-    let tcp = attribute(body, PROTOCOL_INFO)
-        .and_then(|info| attribute(info, TCP))
-        .and_then(|tcp| attribute(tcp, TCP_STATE))
-        .and_then(|state| state.first());
-    // `enum tcp_conntrack`.
-    match tcp {
-        Some(1 | 2 | 9) => ConnectionState::Opening,
-        Some(4..=6) => ConnectionState::Closing,
-        Some(7 | 8) => ConnectionState::Closed,
-        _ if answered => ConnectionState::Established,
-        _ => ConnectionState::Opening,
-    }
 }
