@@ -8,7 +8,7 @@ use std::io;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NetlinkMessage, NetlinkPayload,
+    NLMSG_ERROR, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -40,19 +40,28 @@ pub enum Kind {
     Create,
     /// Make it, or make it so.
     Put,
-    /// Change or remove what exists, or ask for one thing.
+    /// Change or remove what exists.
     Act,
+    /// Ask for one thing: the answer is confirmation enough.
+    Ask,
+    /// Ask for one thing for what the kernel does before it answers: what it answers is not looked at.
+    Await,
     /// Ask for all of a sort.
     List,
 }
 
 impl Kind {
+    /// Whether success is told by an answer.
+    fn is_answered(self) -> bool {
+        matches!(self, Self::Ask | Self::Await)
+    }
+
     fn flags(self) -> u16 {
         NLM_F_REQUEST
             | match self {
                 Self::Create => NLM_F_CREATE | NLM_F_EXCL,
                 Self::Put => NLM_F_CREATE | NLM_F_REPLACE,
-                Self::Act => 0,
+                Self::Act | Self::Ask | Self::Await => 0,
                 Self::List => NLM_F_DUMP,
             }
     }
@@ -135,7 +144,7 @@ impl Netlink {
             let mut message = NetlinkMessage::from(request.message.clone());
             message.header.flags = request.kind.flags();
             // A refusal is always answered; success need only be confirmed once, at the end.
-            if position + 1 == requests.len() {
+            if position + 1 == requests.len() && !request.kind.is_answered() {
                 message.header.flags |= NLM_F_ACK;
             }
             message.header.sequence_number = self.sequence;
@@ -172,25 +181,36 @@ impl Netlink {
             received.map_err(|source| failed(0, "reading the kernel's answer", source))?;
             let mut rest = self.buffer.as_slice();
             while !rest.is_empty() {
-                let parsed = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
-                let message = parsed.map_err(|error| {
-                    failed(
-                        0,
-                        "reading the kernel's answer",
-                        io::Error::other(error.to_string()),
-                    )
-                })?;
-                let length = (message.header.length as usize)
+                let header = NetlinkBuffer::new_checked(rest).map_err(unreadable)?;
+                let length = (header.length() as usize)
                     .next_multiple_of(4)
                     .clamp(1, rest.len());
-                rest = &rest[length..];
-                let position = message.header.sequence_number.wrapping_sub(first) as usize;
+                let (position, kind) = (
+                    header.sequence_number().wrapping_sub(first),
+                    header.message_type(),
+                );
+                let (answer, behind) = rest.split_at(length);
+                rest = behind;
+                let position = position as usize;
                 // An answer to an earlier batch that ended with an error.
                 let Some(request) = requests.get(position) else {
                     continue;
                 };
+                if request.kind == Kind::Await && kind != NLMSG_ERROR {
+                    if position == last {
+                        return refused.map_or(Ok(answers), Err);
+                    }
+                    continue;
+                }
+                let message =
+                    NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer).map_err(unreadable)?;
                 match message.payload {
-                    NetlinkPayload::InnerMessage(answer) => answers.push(answer),
+                    NetlinkPayload::InnerMessage(answer) => {
+                        answers.push(answer);
+                        if position == last && request.kind == Kind::Ask {
+                            return refused.map_or(Ok(answers), Err);
+                        }
+                    }
                     NetlinkPayload::Error(error) => {
                         let tolerated = request.tolerated.contains(&error.raw_code().abs());
                         if error.code.is_some() && !tolerated && refused.is_none() {
@@ -211,6 +231,14 @@ impl Netlink {
             }
         }
     }
+}
+
+fn unreadable(error: impl fmt::Display) -> NetlinkError {
+    failed(
+        0,
+        "reading the kernel's answer",
+        io::Error::other(error.to_string()),
+    )
 }
 
 fn failed(position: usize, doing: &str, source: io::Error) -> NetlinkError {

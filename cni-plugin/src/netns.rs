@@ -23,6 +23,8 @@ const OWN: &str = "/proc/thread-self/ns/net";
 pub struct Netns {
     file: File,
     path: PathBuf,
+    /// Where the thread that opened it was.
+    home: File,
 }
 
 impl Netns {
@@ -43,26 +45,26 @@ impl Netns {
             let message = format!("CNI_NETNS {shown}: is not a network namespace");
             return Err(Failure::new(Code::Environment, message));
         }
+        let home = File::open(OWN).map_err(|error| Failure::new(Code::Io, format!("{OWN}: {error}")))?;
         let inode = |file: &File| file.metadata().map(|metadata| metadata.ino()).ok();
-        if File::open(OWN).is_ok_and(|own| inode(&own) == inode(&file)) {
+        if inode(&home) == inode(&file) {
             let message = format!("CNI_NETNS {shown}: is the host's own network namespace");
             return Err(Failure::new(Code::Environment, message));
         }
         let path = path.to_path_buf();
-        Ok(Self { file, path })
+        Ok(Self { file, path, home })
     }
 
-    /// Moves the calling thread there until the answer is dropped.
+    /// Moves the calling thread there until the answer is dropped, and then to where this was opened.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn enter(&self) -> Result<Inside, Failure> {
-        let home = File::open(OWN).map_err(|error| Failure::new(Code::Io, format!("{OWN}: {error}")))?;
+    pub fn enter(&self) -> Result<Inside<'_>, Failure> {
         setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|error| {
             let message = format!("CNI_NETNS {}: entering: {error}", self.path.display());
             Failure::new(Code::Kernel, message)
         })?;
-        Ok(Inside { home })
+        Ok(Inside { home: &self.home })
     }
 }
 
@@ -74,14 +76,14 @@ impl AsFd for Netns {
 
 /// A stay in another namespace.
 #[derive(Debug)]
-pub struct Inside {
-    home: File,
+pub struct Inside<'a> {
+    home: &'a File,
 }
 
-impl Drop for Inside {
+impl Drop for Inside<'_> {
     fn drop(&mut self) {
         // A thread left in the pod's namespace would do the host's work there: better none at all.
-        if setns(&self.home, CloneFlags::CLONE_NEWNET).is_err() {
+        if setns(self.home, CloneFlags::CLONE_NEWNET).is_err() {
             std::process::abort();
         }
     }

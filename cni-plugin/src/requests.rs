@@ -5,8 +5,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -72,12 +72,26 @@ pub fn make_pair(host: &End<'_>, pod: &End<'_>, netns: BorrowedFd<'_>, mtu: u32)
     request(doing, RouteNetlinkMessage::NewLink(message), Kind::Create)
 }
 
-/// Asks for the device called `name`. The answer also waits until the kernel has acted on its carrier.
+/// Waits until the kernel has acted on the carrier of the device called `name` (net/core/rtnetlink.c, `rtnl_getlink`: before it
+/// answers).
+pub fn await_carrier(name: &str) -> Request {
+    Request {
+        doing: format!("waiting for the carrier of {name}"),
+        kind: Kind::Await,
+        ..get_link(name)
+    }
+}
+
+/// Asks for the device called `name`.
 pub fn get_link(name: &str) -> Request {
     let mut message = LinkMessage::default();
-    message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        // Nobody asks for its counters, which are summed over all CPUs.
+        LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]),
+    ];
     let doing = format!("looking for the device {name}");
-    request(doing, RouteNetlinkMessage::GetLink(message), Kind::Act)
+    request(doing, RouteNetlinkMessage::GetLink(message), Kind::Ask)
 }
 
 /// Asks for the device at `index`, which was called `name`.
@@ -87,7 +101,7 @@ pub fn get_link_at(index: u32, name: &str) -> Request {
     let doing = format!("looking for the device {name} at index {index}");
     Request {
         tolerated: &[libc::ENODEV],
-        ..request(doing, RouteNetlinkMessage::GetLink(message), Kind::Act)
+        ..request(doing, RouteNetlinkMessage::GetLink(message), Kind::Ask)
     }
 }
 
@@ -308,7 +322,7 @@ pub fn get_neighbour(device: &str, index: u32, address: IpAddr) -> Request {
     let doing = format!("looking for the neighbour {address} behind {device}");
     Request {
         tolerated: &[libc::ENOENT],
-        ..request(doing, RouteNetlinkMessage::GetNeighbour(message), Kind::Act)
+        ..request(doing, RouteNetlinkMessage::GetNeighbour(message), Kind::Ask)
     }
 }
 
@@ -375,7 +389,7 @@ pub fn get_route(address: IpAddr) -> Request {
         ..request(
             format!("looking for the route to {address}"),
             RouteNetlinkMessage::GetRoute(message),
-            Kind::Act,
+            Kind::Ask,
         )
     }
 }

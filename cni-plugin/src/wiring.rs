@@ -193,8 +193,8 @@ fn wire(plan: &Plan, index: u32, peer: u32, host: &mut Netlink, pod: &mut Netlin
         batch.push(requests::add_neighbour(ifname, peer, gateway, plan.host_mac));
         batch.push(requests::add_default_route(ifname, peer, gateway));
     }
-    // Last, since it also waits for the carrier: without it the first packet could still be dropped.
-    batch.push(requests::get_link(ifname));
+    // Without it the first packet could still be dropped.
+    batch.push(requests::await_carrier(ifname));
     pod.batch(&batch)?;
 
     let name = plan.host_device.as_str();
@@ -203,7 +203,7 @@ fn wire(plan: &Plan, index: u32, peer: u32, host: &mut Netlink, pod: &mut Netlin
         batch.push(requests::add_neighbour(name, index, *address, plan.pod_mac));
         batch.push(requests::add_host_route(name, index, *address));
     }
-    batch.push(requests::get_link(name));
+    batch.push(requests::await_carrier(name));
     host.batch(&batch)?;
     Ok(())
 }

@@ -29,11 +29,14 @@ impl PodNamespaces {
     pub(super) fn each(&self, mut act: impl FnMut()) {
         act();
         for path in (self.0)() {
-            let entered = Netns::open(&path).and_then(|namespace| namespace.enter());
-            match entered {
-                Ok(_inside) => act(),
+            let acted = Netns::open(&path).and_then(|namespace| {
+                let _inside = namespace.enter()?;
+                act();
+                Ok(())
+            });
+            if let Err(error) = acted {
                 // Pods go at any time.
-                Err(error) => tracing::debug!(%error, "a pod's namespace cannot be entered"),
+                tracing::debug!(%error, "a pod's namespace cannot be entered");
             }
         }
     }
