@@ -19,12 +19,16 @@ pub struct Measured {
     pub name: &'static str,
     /// Process start.
     pub start: Samples,
-    /// ADD, one at a time.
+    /// ADD, one at a time, each after another contender's DEL.
     pub add: Samples,
+    /// ADD, one after the other, as when a node fills.
+    pub add_in_a_row: Samples,
     /// DEL, one at a time.
     pub del: Samples,
-    /// Each of [`HEAP`] ADDs at once.
+    /// Each of [`HEAP`] ADDs at once, after another contender's DELs.
     pub add_at_once: Samples,
+    /// Each of [`HEAP`] ADDs at once, one such heap after the other.
+    pub heaps_in_a_row: Samples,
     /// Each of [`HEAP`] DELs at once.
     pub del_at_once: Samples,
     /// All DELs of a node's pods at once, from the first's start to the last's end.
@@ -93,10 +97,16 @@ pub fn all(
         &format!("DEL, {} at once", flood.len()),
         counts.floods * contenders.len(),
     );
-    for _ in 0..counts.floods {
+    for number in 0..counts.floods {
         for (contender, measured) in contenders.iter().zip(&mut measured) {
-            for pod in flood {
-                contender.call("ADD", pod)?;
+            if number % 2 == 0 {
+                for pod in flood {
+                    measured.add_in_a_row.add(contender.call("ADD", pod)?);
+                }
+            } else {
+                for heap in flood.chunks(HEAP) {
+                    measured.heaps_in_a_row.extend(at_once(contender, "ADD", heap)?.0);
+                }
             }
             measured.flood.add(at_once(contender, "DEL", flood)?.1);
             bar.inc(1);

@@ -15,10 +15,16 @@ struct Kind {
 }
 
 fn kinds(all: &All) -> Vec<Kind> {
-    let calls: [(String, Choice); 4] = [
-        ("ADD".to_owned(), |measured| &measured.add),
+    let calls: [(String, Choice); 6] = [
+        ("ADD in a row".to_owned(), |measured| &measured.add_in_a_row),
+        (format!("ADD, {HEAP} at once, in a row"), |measured| {
+            &measured.heaps_in_a_row
+        }),
+        ("ADD after a DEL".to_owned(), |measured| &measured.add),
+        (format!("ADD, {HEAP} at once, after DELs"), |measured| {
+            &measured.add_at_once
+        }),
         ("DEL".to_owned(), |measured| &measured.del),
-        (format!("ADD, {HEAP} at once"), |measured| &measured.add_at_once),
         (format!("DEL, {HEAP} at once"), |measured| &measured.del_at_once),
     ];
     let mut kinds = vec![Kind {
