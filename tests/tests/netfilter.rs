@@ -59,6 +59,8 @@ fn a_table_that_is_deleted_under_load_is_back_before_anybody_looks() {
     let load = asker.from.spawn(&["busybox", "sh", "-c", script]).unwrap();
     let askers = [asker];
     let kept = Kept::start(&askers).unwrap();
+    // It has begun: one that begins while there is no table is nobody's.
+    kept.go_on().unwrap();
     for round in 1..=3 {
         node.run(&["nft", "delete", "table", "inet", "sluice-services"])
             .unwrap();

@@ -48,6 +48,9 @@ mod settling;
 /// How long the kernel's notifications are gathered before the kernel is read back.
 const GATHER: Duration = Duration::from_millis(50);
 
+/// How long changes that keep coming are gathered for one sync, where syncs are dear.
+const LONGEST_BURST: Duration = Duration::from_millis(200);
+
 /// How often the kernel is read back though nothing was heard from it.
 const AUDIT: Duration = Duration::from_secs(30);
 
@@ -270,11 +273,21 @@ impl Agent {
                     let Some(event) = event else { return };
                     folded = true;
                     self.fold(event);
-                    if let Some(more) = self.gathers() {
-                        tokio::time::sleep(more).await;
-                    }
-                    while let Ok(event) = inputs.events.try_recv() {
-                        self.fold(event);
+                    let began = tokio::time::Instant::now();
+                    loop {
+                        let window = self.gathers();
+                        if let Some(window) = window {
+                            tokio::time::sleep(window).await;
+                        }
+                        let mut any = false;
+                        while let Ok(event) = inputs.events.try_recv() {
+                            self.fold(event);
+                            any = true;
+                        }
+                        // A burst may take longer than one window; it is over when nothing came in one.
+                        if window.is_none() || !any || began.elapsed() >= LONGEST_BURST {
+                            break;
+                        }
                     }
                 }
                 Some(snapshot) = inputs.host_ports.recv() => self.take_host_ports(snapshot),
