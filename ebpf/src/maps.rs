@@ -1,5 +1,5 @@
-//! The pinned maps. Who writes which: frontends, addresses, services, backends, maglev, members, sources, endpoints, endpoint slots and node are the
-//! daemon's; the rest is written here and expired by the daemon.
+//! The pinned maps. Who writes which: frontends, addresses, services, backends, maglev, members, sources and node are the daemon's, and so
+//! are endpoints and endpoint slots but for one word (`translated`); the rest is written here and expired by the daemon.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;

@@ -8,7 +8,7 @@ use super::ServicePort;
 /// The network of pods: who connects from elsewhere is masqueraded.
 const PODS: &str = "10.128.0.0/9";
 
-/// What stands in the table whatever the Services, in kube-proxy's order.
+/// What stands in the table whatever the Services, under kube-proxy's names.
 const FIXED: &str = "
   set cluster-ips { type ipv4_addr; }
   set nodeport-ips { type ipv4_addr; }

@@ -68,8 +68,8 @@ pub fn present() -> anyhow::Result<bool> {
     Ok(tables.contains(&CString::from(TABLE)))
 }
 
-/// Whether [`present`] or [`shown`] failed because the kernel has no nf_tables (net/netfilter/nfnetlink.c: a message to a subsystem that is not
-/// there is invalid), or no nfnetlink at all.
+/// Whether [`present`] or [`shown`] failed because the kernel has no nf_tables (net/netfilter/nfnetlink.c: a message to a subsystem
+/// that is not there is invalid), or no nfnetlink at all.
 pub fn is_missing(error: &anyhow::Error) -> bool {
     let error = error
         .downcast_ref::<io::Error>()
