@@ -9,9 +9,10 @@ use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::Config;
 use sluice_daemon::datastore::{Event, Source};
 use sluice_daemon::host_ports::Snapshot;
+use sluice_daemon::netfilter::watch::{self, Watched};
 use sluice_daemon::proxy::Proxy;
 use sluice_daemon::proxy::ebpf::{EbpfProxy, Options, PodNamespaces};
-use sluice_daemon::{mounts, network};
+use sluice_daemon::{egress, mounts, network};
 use tokio::sync::mpsc;
 
 use crate::cgroup::Cgroup;
@@ -81,12 +82,18 @@ fn run<T: Send>(
             let agent = Agent::new(config, source, proxy, Default::default())?;
             let (wake, kernel) = mpsc::channel(1);
             network::monitor::start(wake)?;
+            let (changed, egress) = mpsc::channel(1);
+            watch::start(vec![Watched {
+                table: egress::nftables::TABLE,
+                changed,
+            }])?;
             let (snapshots, host_ports) = mpsc::channel(1);
             snapshots.send(Ok(Snapshot::default())).await?;
             let inputs = Inputs {
                 events,
                 host_ports,
                 kernel,
+                egress,
                 host: mpsc::channel(1).1,
                 probes: mpsc::channel(1).1,
                 health_checks: mpsc::channel(1).1,

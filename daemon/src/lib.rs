@@ -18,7 +18,7 @@ pub mod install;
 pub mod last_known;
 mod memory;
 pub mod mounts;
-mod netfilter;
+pub mod netfilter;
 pub mod network;
 pub mod private_socket;
 pub mod probe;

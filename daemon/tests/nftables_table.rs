@@ -10,7 +10,8 @@ use std::process::Command;
 
 use ebpf_support::{Desired, key, on_node, port};
 use nix::mount::{MsFlags, mount};
-use sluice_daemon::proxy::nftables::NftablesProxy;
+use sluice_daemon::netfilter::watch::{self, Watched};
+use sluice_daemon::proxy::nftables::{self, NftablesProxy};
 use sluice_daemon::proxy::{Dirty, Proxy};
 use sluice_daemon::state::service_port::{Family, FrontendKind, Protocol};
 use variety::{backends, surroundings, variety};
@@ -213,7 +214,11 @@ fn what_others_take_away_is_told_and_put_back() {
         sync(&mut proxy, &variety(), &Dirty::All);
         let made = ruleset();
         let (sender, mut changes) = tokio::sync::mpsc::channel(1);
-        NftablesProxy::watch(sender).unwrap();
+        let watched = Watched {
+            table: nftables::TABLE,
+            changed: sender,
+        };
+        watch::start(vec![watched]).unwrap();
         for (harm, told) in [
             ("delete table inet sluice-services", true),
             ("flush chain inet sluice-services inside4", true),

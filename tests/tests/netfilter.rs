@@ -78,6 +78,27 @@ fn a_table_that_is_deleted_under_load_is_back_before_anybody_looks() {
     drop(load);
 }
 
+/// K4 N8: whatever translates Services.
+#[test]
+fn rules_of_egress_that_are_flushed_are_back_before_anybody_looks() {
+    for proxy in [ProxyMode::Nftables, ProxyMode::Ebpf] {
+        let lab = lab(proxy);
+        let node = lab.node("node1");
+        let masquerades = || {
+            let table = node.sh("nft list table inet sluice-egress 2>&1; true")?;
+            Ok(table.contains("masquerade fully-random"))
+        };
+        wait_until("what leaves is masqueraded", PATIENCE, masquerades).unwrap();
+        for what in [
+            "flush chain inet sluice-egress postrouting",
+            "delete table inet sluice-egress",
+        ] {
+            node.sh(&format!("nft {what}")).unwrap();
+            wait_until("the rules of egress are back", BEFORE_ANY_AUDIT, masquerades).unwrap();
+        }
+    }
+}
+
 /// S18
 #[test]
 fn a_burst_of_changes_is_one_sync_of_iptables() {

@@ -98,7 +98,9 @@ pub struct Inputs {
     pub probes: mpsc::Receiver<Vec<String>>,
     /// The health checks: which ports cannot be listened on.
     pub health_checks: mpsc::Receiver<Vec<String>>,
-    /// The kernel: something of the dataplane was taken away by somebody else.
+    /// The kernel: something of the rules of egress was taken away.
+    pub egress: mpsc::Receiver<()>,
+    /// The kernel: something of the dataplane was taken away.
     pub dataplane: mpsc::Receiver<()>,
     /// Operators.
     pub questions: mpsc::Receiver<Question>,
@@ -161,6 +163,7 @@ pub struct Agent {
 struct Marks {
     nodes: bool,
     audit: bool,
+    egress: bool,
     /// The slow audit's turn: what Services hold in the kernel is read back too.
     proxy_audit: bool,
     services: BTreeSet<ObjectName>,
@@ -174,6 +177,7 @@ impl Marks {
     fn any(&self) -> bool {
         self.nodes
             || self.audit
+            || self.egress
             || self.proxy_audit
             || self.all_services
             || self.host_ports
@@ -304,9 +308,8 @@ impl Agent {
                     self.tell_plugin();
                     continue;
                 }
-                Some(()) = inputs.dataplane.recv() => {
-                    self.dirty.proxy_audit = true;
-                }
+                Some(()) = inputs.egress.recv() => self.dirty.egress = true,
+                Some(()) = inputs.dataplane.recv() => self.dirty.proxy_audit = true,
                 Some(problems) = inputs.health_checks.recv() => {
                     self.found("health check listeners", problems);
                     continue;
@@ -424,11 +427,12 @@ impl Agent {
     async fn pass(&mut self) -> bool {
         let marks = std::mem::take(&mut self.dirty);
         let mut done = true;
-        if marks.nodes || marks.audit {
+        let network = marks.nodes || marks.audit;
+        if network {
             done &= self.apply_network(marks.nodes, marks.audit).await;
         }
-        let egress = (marks.nodes || marks.audit).then(|| self.begin_egress());
-        if egress.is_some() {
+        let egress = (network || marks.egress).then(|| self.begin_egress());
+        if network {
             done &= self.apply_pod_mtu().await;
         }
         done &= self.apply_services(&marks);

@@ -13,8 +13,9 @@ use sluice_daemon::agent::{Agent, Inputs};
 use sluice_daemon::config::{self, Config, DatastoreKind, LogFormat, LogLevel, ProxyMode};
 use sluice_daemon::datastore::Source;
 use sluice_daemon::datastore::kubernetes::node_status;
-use sluice_daemon::proxy::nftables::NftablesProxy;
-use sluice_daemon::{dataplane, health_checks, host, host_ports, install, network, probe, removals};
+use sluice_daemon::netfilter::watch::{self, Watched};
+use sluice_daemon::proxy::nftables;
+use sluice_daemon::{dataplane, egress, health_checks, host, host_ports, install, network, probe, removals};
 use sluice_ipam::{DEFAULT_REST, Store};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -140,7 +141,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
     http::serve(&config.admin, question_sender.clone()).await?;
     let removed = removals::serve(Path::new(REMOVALS_SOCKET))?;
     let proxy = dataplane::open(config.proxy.mode, pod_namespaces)?;
+    let (egress_sender, egress_changes) = mpsc::channel(1);
     let (change_sender, dataplane_changes) = mpsc::channel(1);
+    let mut tables = vec![Watched {
+        table: egress::nftables::TABLE,
+        changed: egress_sender,
+    }];
     match &proxy {
         None => {
             tracing::info!("proxy.mode is off: Services are left to something else on this node");
@@ -149,9 +155,18 @@ async fn run(config: Config) -> anyhow::Result<()> {
         Some((proxy, reason)) => {
             tracing::info!(dataplane = proxy.name(), reason, "Services are translated");
             if proxy.name() == "nftables" {
-                NftablesProxy::watch(change_sender)?;
+                tables.push(Watched {
+                    table: nftables::TABLE,
+                    changed: change_sender,
+                });
             }
         }
+    }
+    if let Err(error) = watch::start(tables) {
+        // A kernel without nf_tables has none of them.
+        tracing::info!(
+            "others' changes to tables of nf_tables are looked for every half minute only: {error:#}"
+        );
     }
     network::monitor::start(wake)?;
     tokio::spawn(collect_dead_pods());
@@ -186,7 +201,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         _ = asked_to_end.recv() => Ok(()),
         ended = records => ended.context("watching the host ports"),
         ended = source.run(event_sender) => ended,
-        () = agent.run(Inputs { events, host_ports, kernel, host: reports, probes, health_checks, dataplane: dataplane_changes, questions }) => Ok(()),
+        () = agent.run(Inputs { events, host_ports, kernel, host: reports, probes, health_checks, egress: egress_changes, dataplane: dataplane_changes, questions }) => Ok(()),
     }
 }
 

@@ -18,7 +18,12 @@ use nftnl::{
 use super::Masquerade;
 use crate::netfilter::wire::{Attributes, INET, NFTABLES, Netfilter};
 
-const TABLE: &CStr = c"sluice-egress";
+/// The table that is owned here, of the family `inet`.
+pub const TABLE: &str = match NAME.to_str() {
+    Ok(name) => name,
+    Err(_) => unreachable!(),
+};
+const NAME: &CStr = c"sluice-egress";
 const CHAIN: &CStr = c"postrouting";
 /// `NF_IP_PRI_NAT_SRC` (include/uapi/linux/netfilter_ipv4.h).
 const SOURCE_NAT_PRIORITY: i32 = 100;
@@ -29,10 +34,7 @@ const SOURCE_NAT_PRIORITY: i32 = 100;
 /// The kernel's answer; the old table is then still in force.
 pub fn apply(wanted: &Masquerade) -> anyhow::Result<()> {
     send(&batch(wanted)).with_context(|| {
-        format!(
-            "writing the nftables table inet {}; is CONFIG_NF_TABLES with NFT_MASQ there?",
-            TABLE.to_string_lossy()
-        )
+        format!("writing the nftables table inet {TABLE}; is CONFIG_NF_TABLES with NFT_MASQ there?")
     })
 }
 
@@ -49,7 +51,7 @@ pub fn shown() -> anyhow::Result<Shown> {
     const GET_RULE: u16 = 7;
     const RULE_TABLE: u16 = 1;
     let mut of_table = Attributes::default();
-    of_table.put(RULE_TABLE, TABLE.to_bytes_with_nul());
+    of_table.put_str(RULE_TABLE, TABLE);
     let mut shown = Shown::new();
     Netfilter::open()?
         .dump(NFTABLES, GET_RULE, INET, &of_table, |_, rule| {
@@ -65,7 +67,7 @@ pub fn shown() -> anyhow::Result<Shown> {
 /// The kernel's answer to listing tables.
 pub fn present() -> anyhow::Result<bool> {
     let tables = tables().context("listing nftables tables")?;
-    Ok(tables.contains(&CString::from(TABLE)))
+    Ok(tables.contains(&CString::from(NAME)))
 }
 
 /// Whether [`present`] or [`shown`] failed because the kernel has no nf_tables (net/netfilter/nfnetlink.c: a message to a subsystem
@@ -94,7 +96,7 @@ pub fn remove() -> anyhow::Result<bool> {
 
 fn batch(wanted: &Masquerade) -> FinalizedBatch {
     let mut batch = Batch::new();
-    let table = Table::new(TABLE, ProtoFamily::Inet);
+    let table = Table::new(NAME, ProtoFamily::Inet);
     // Deleting what may not be there is an error; adding it first, in the same transaction, is not.
     batch.add(&table, MsgType::Add);
     batch.add(&table, MsgType::Del);

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use tokio::sync::mpsc;
+
+pub use self::skeleton::TABLE;
 
 use self::elements::{Changes, Data, Element, Key, SetKind, Verdict};
 use self::table::Table;
@@ -21,7 +22,6 @@ mod elements;
 mod rules;
 mod skeleton;
 mod table;
-mod watch;
 
 type Desired = BTreeMap<ServicePortKey, ServicePort>;
 
@@ -62,14 +62,6 @@ impl NftablesProxy {
     /// nft(8)'s.
     pub fn remove() -> Result<bool> {
         table::remove()
-    }
-
-    /// Sends whenever somebody else takes something of the table away, until the receiver is gone.
-    ///
-    /// # Errors
-    /// The kernel does not tell.
-    pub fn watch(changed: mpsc::Sender<()>) -> Result<()> {
-        watch::start(changed)
     }
 
     /// Takes a plan's elements out of `wanted` and `shared`, or puts them in.
