@@ -8,6 +8,7 @@
 //! This crate never talks to an API server or to the network: all it needs lies on the node. The daemon is asked for one
 //! thing only, and nothing depends on its answer ([`removals`]).
 
+pub mod arena;
 pub mod arguments;
 pub mod bandwidth;
 pub mod call;
@@ -27,6 +28,7 @@ pub mod requests;
 pub mod result;
 pub mod shaping;
 pub mod stable_hash;
+pub mod turn;
 pub mod verbs;
 pub mod version;
 pub mod wiring;

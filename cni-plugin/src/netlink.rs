@@ -7,8 +7,8 @@ use std::fmt;
 use std::io;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
-    NLMSG_ERROR, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
+    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -137,24 +137,48 @@ impl Netlink {
     /// # Errors
     /// The first request refused. The kernel tries the later ones all the same, so undo must look at what is there.
     pub fn batch(&mut self, requests: &[Request]) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let mut answers = Vec::new();
+        self.exchange(requests, |answer| {
+            if let NetlinkPayload::InnerMessage(answer) = read(answer)?.payload {
+                answers.push(answer);
+            }
+            Ok(())
+        })?;
+        Ok(answers)
+    }
+
+    /// Does the same, and hands the answers to `each` as the kernel wrote them, header (`struct nlmsghdr`) included: for who wants a word
+    /// of an answer that has a hundred, each of which takes time to read.
+    ///
+    /// # Errors
+    /// Those of [`batch`](Self::batch), and those of `each`.
+    pub fn exchange(
+        &mut self,
+        requests: &[Request],
+        each: impl FnMut(&[u8]) -> Result<(), NetlinkError>,
+    ) -> Result<(), NetlinkError> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
         for (position, request) in requests.iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
-            let mut message = NetlinkMessage::from(request.message.clone());
-            message.header.flags = request.kind.flags();
+            let mut header = NetlinkHeader::default();
+            header.message_type = request.message.message_type();
+            header.flags = request.kind.flags();
             // A refusal is always answered; success need only be confirmed once, at the end.
             if position + 1 == requests.len() && !request.kind.is_answered() {
-                message.header.flags |= NLM_F_ACK;
+                header.flags |= NLM_F_ACK;
             }
-            message.header.sequence_number = self.sequence;
-            message.finalize();
+            header.sequence_number = self.sequence;
+            let length = header.buffer_len() + request.message.buffer_len();
+            header.length = u32::try_from(length).map_err(unreadable)?;
             let begin = bytes.len();
-            bytes.resize(begin + message.buffer_len().next_multiple_of(4), 0);
-            message.serialize(&mut bytes[begin..]);
+            bytes.resize(begin + length.next_multiple_of(4), 0);
+            let (head, body) = bytes[begin..].split_at_mut(header.buffer_len());
+            header.emit(head);
+            request.message.emit(body);
         }
         if requests.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let doing = |position: usize| {
             requests
@@ -164,15 +188,15 @@ impl Netlink {
         self.socket
             .send(&bytes, 0)
             .map_err(|source| failed(0, doing(0), source))?;
-        self.read_answers(requests, first)
+        self.read_answers(requests, first, each)
     }
 
     fn read_answers(
         &mut self,
         requests: &[Request],
         first: u32,
-    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
-        let mut answers = Vec::new();
+        mut each: impl FnMut(&[u8]) -> Result<(), NetlinkError>,
+    ) -> Result<(), NetlinkError> {
         let mut refused: Option<NetlinkError> = None;
         let last = requests.len().saturating_sub(1);
         loop {
@@ -186,32 +210,20 @@ impl Netlink {
                     .next_multiple_of(4)
                     .clamp(1, rest.len());
                 let (position, kind) = (
-                    header.sequence_number().wrapping_sub(first),
+                    header.sequence_number().wrapping_sub(first) as usize,
                     header.message_type(),
                 );
                 let (answer, behind) = rest.split_at(length);
                 rest = behind;
-                let position = position as usize;
                 // An answer to an earlier batch that ended with an error.
                 let Some(request) = requests.get(position) else {
                     continue;
                 };
-                if request.kind == Kind::Await && kind != NLMSG_ERROR {
-                    if position == last {
-                        return refused.map_or(Ok(answers), Err);
-                    }
-                    continue;
-                }
-                let message =
-                    NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer).map_err(unreadable)?;
-                match message.payload {
-                    NetlinkPayload::InnerMessage(answer) => {
-                        answers.push(answer);
-                        if position == last && request.kind == Kind::Ask {
-                            return refused.map_or(Ok(answers), Err);
-                        }
-                    }
-                    NetlinkPayload::Error(error) => {
+                let mut over = position == last && request.kind.is_answered();
+                if kind == NLMSG_ERROR || kind == NLMSG_DONE {
+                    over = position == last;
+                    let message = read(answer)?;
+                    if let NetlinkPayload::Error(error) = &message.payload {
                         let tolerated = request.tolerated.contains(&error.raw_code().abs());
                         if error.code.is_some() && !tolerated && refused.is_none() {
                             refused = Some(NetlinkError {
@@ -221,16 +233,20 @@ impl Netlink {
                                 hint: hint(&error.header, message.header.flags),
                             });
                         }
-                        if position == last {
-                            return refused.map_or(Ok(answers), Err);
-                        }
                     }
-                    NetlinkPayload::Done(_) if position == last => return refused.map_or(Ok(answers), Err),
-                    _ => {}
+                } else if request.kind != Kind::Await {
+                    each(answer)?;
+                }
+                if over {
+                    return refused.map_or(Ok(()), Err);
                 }
             }
         }
     }
+}
+
+fn read(answer: &[u8]) -> Result<NetlinkMessage<RouteNetlinkMessage>, NetlinkError> {
+    NetlinkMessage::deserialize(answer).map_err(unreadable)
 }
 
 fn unreadable(error: impl fmt::Display) -> NetlinkError {

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use netlink_packet_core::NlasIterator;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use sluice_ipam::Attachment;
@@ -19,6 +20,7 @@ use crate::netns::Netns;
 use crate::node_file::NodeFile;
 use crate::removals::{self, Ask};
 use crate::requests::{self, End};
+use crate::turn::Turn;
 
 /// Least MTU of IPv6 (RFC 8200): below it the kernel has no IPv6 on a device.
 const LEAST_MTU_V6: u32 = 1280;
@@ -93,11 +95,11 @@ impl Plan {
 /// Makes all of `plan`, the pod's end in `netns`, or nothing of it.
 ///
 /// The caller holds the addresses and so is the only one at work for this attachment: a device of its name on the host
-/// is what a killed call left, and goes.
+/// is what a killed call left, and goes. The `turn` is over once the pair is there, for who is next takes a moment to wake up.
 ///
 /// # Errors
 /// Code 100 with the kernel's answer and what it was about.
-pub fn make(plan: &Plan, netns: &Netns) -> Result<(), Failure> {
+pub fn make(plan: &Plan, netns: &Netns, turn: Turn) -> Result<(), Failure> {
     let mut host = Netlink::open()?;
     let inside = netns.enter()?;
     let mut pod = Netlink::open()?;
@@ -108,6 +110,7 @@ pub fn make(plan: &Plan, netns: &Netns) -> Result<(), Failure> {
         made => made,
     };
     let (index, peer) = made.map_err(|error| explain(plan, error))?;
+    drop(turn);
     let wired = wire(plan, index, peer, &mut host, &mut pod);
     drop(inside);
     if let Err(failure) = wired {
@@ -147,12 +150,17 @@ fn make_pair(plan: &Plan, netns: &Netns, host: &mut Netlink) -> Result<(u32, u32
 
 fn finish_host_end(plan: &Plan, host: &mut Netlink) -> Result<(u32, u32), NetlinkError> {
     let name = plan.host_device.as_str();
-    let answers = host.batch(&[
+    let asked = [
         requests::set_alias(name, &plan.alias),
         requests::no_own_addresses(name),
         requests::get_link(name),
-    ])?;
-    let Some(Link { index, peer, .. }) = only_link(&answers) else {
+    ];
+    let mut found = None;
+    host.exchange(&asked, |answer| {
+        found = ends(answer);
+        Ok(())
+    })?;
+    let Some((index, peer)) = found else {
         return Err(NetlinkError {
             position: 0,
             doing: format!("looking for the device {name}"),
@@ -171,6 +179,20 @@ fn finish_host_end(plan: &Plan, host: &mut Netlink) -> Result<(u32, u32), Netlin
     batch.push(requests::set_up(name));
     host.batch(&batch)?;
     Ok((index, peer))
+}
+
+/// The index of one end of a pair and that of the other, which are all that is wanted of an answer to `RTM_GETLINK`: behind two headers,
+/// `struct nlmsghdr` and `struct ifinfomsg`, attributes (rtnetlink(7)).
+fn ends(answer: &[u8]) -> Option<(u32, u32)> {
+    const HEADERS: usize = 16 + 16;
+    const INDEX: usize = 16 + 4;
+    let word = |bytes: &[u8]| Some(u32::from_ne_bytes(bytes.try_into().ok()?));
+    let index = word(answer.get(INDEX..INDEX + 4)?)?;
+    let attributes = NlasIterator::new(answer.get(HEADERS..)?);
+    let peer = attributes
+        .flatten()
+        .find(|attribute| attribute.kind() == libc::IFLA_LINK)?;
+    Some((index, word(peer.value())?))
 }
 
 /// The rest, once both ends exist. Must run in the pod's namespace, for its sysctls.

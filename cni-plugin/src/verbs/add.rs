@@ -14,6 +14,7 @@ use crate::invocation::Target;
 use crate::netlink::Netlink;
 use crate::netns::Netns;
 use crate::node_file::NodeFile;
+use crate::turn::Turn;
 use crate::verbs::del;
 use crate::wiring::{self, Plan};
 use crate::{requests, result, shaping};
@@ -37,6 +38,7 @@ pub fn add(target: &Target, config: &Config) -> Result<Value, Failure> {
     }
     let netns = Netns::open(&target.netns)?;
     let store = Store::open(&config.ipam_directory, DEFAULT_REST)?.with_reserved(&node.reserved);
+    let turn = Turn::wait(&config.ipam_directory);
     let origin = Origin {
         network: &config.name,
         netns: &target.netns,
@@ -51,7 +53,7 @@ pub fn add(target: &Target, config: &Config) -> Result<Value, Failure> {
     plan.clsact = config.clsact()?;
     wishes.bandwidth.check_against(plan.mtu)?;
     open_to(&wishes.host_ports, &plan.addresses)?;
-    wiring::make(&plan, &netns)?;
+    wiring::make(&plan, &netns, turn)?;
     let finished = shaping::make(&target.attachment, &wishes.bandwidth, plan.mtu)
         .and_then(|()| {
             if wishes.host_ports.is_empty() {

@@ -1,6 +1,6 @@
 //! Calls killed at every system call, and stores on filesystems that refuse.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -217,6 +217,22 @@ fn assert_nothing_given(node: &Node, when: &str) {
             assert_eq!(entries.count(), 0, "{folder}, {when}");
         }
     }
+}
+
+// C9: whose turn it is is stopped in the middle.
+#[test]
+fn a_call_that_is_stopped_does_not_keep_others() {
+    let node = Node::new(&ROOMY);
+    let (a, b) = (Namespace::new(), Namespace::new());
+    node.add("a", &a).succeeded();
+    // What the first made is where the next ones wait.
+    let turn = File::open(node.ipam().with_file_name("turn")).unwrap();
+    turn.lock().unwrap();
+    node.add("b", &b).succeeded();
+    drop(turn);
+    node.del("a").succeeded();
+    node.del("b").succeeded();
+    node.assert_empty();
 }
 
 // C9 C5 C6
