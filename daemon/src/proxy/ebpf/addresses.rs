@@ -49,11 +49,9 @@ impl Addresses {
         self.0.iter().map(|(address, own)| (*address, value(own)))
     }
 
-    /// Takes note of a ClusterIP's frontend: whether there is an endpoint behind it.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn set(&mut self, tables: &mut Tables, key: &FrontendKey, serves: bool) -> Result<()> {
+    /// Takes note of a ClusterIP's frontend: whether there is an endpoint behind it. What the kernel's table is to have by that, if
+    /// it is not what it was.
+    pub fn note(&mut self, key: &FrontendKey, serves: bool) -> Option<(Address, u32)> {
         let own = self.0.entry(key.address).or_default();
         let before = (!own.is_empty()).then(|| value(own));
         match own
@@ -64,10 +62,7 @@ impl Addresses {
             None => own.push((key.port, key.protocol, serves)),
         }
         let now = value(own);
-        if before != Some(now) {
-            tables.addresses.set(&key.address, &now)?;
-        }
-        Ok(())
+        (before != Some(now)).then_some((key.address, now))
     }
 
     /// Takes note that a frontend is none of a ClusterIP's any more; nothing happens if it never was.

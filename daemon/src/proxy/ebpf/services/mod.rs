@@ -13,7 +13,7 @@ use litemap::LiteMap;
 use sluice_ebpf_types::{Frontend, FrontendKey, UDP};
 
 use super::addresses::{Addresses, is_cluster_ip};
-use super::backend_set::{BackendSet, NewSet};
+use super::backend_set::BackendSet;
 use super::maglev::Maglev;
 use super::sources::Sources;
 use super::tables::Tables;
@@ -21,11 +21,9 @@ use super::wanted;
 use crate::proxy::{Dirty, Programmed, SyncReport};
 use crate::state::service_port::{FrontendKind, Scope, ServicePort, ServicePortKey};
 
-type Desired = BTreeMap<ServicePortKey, ServicePort>;
+mod newcomers;
 
-/// New sets that go to the kernel together: the most of what a call costs is shared by then, and what is gathered for it
-/// stays small beside the sets.
-const CREATED_AT_ONCE: usize = 512;
+type Desired = BTreeMap<ServicePortKey, ServicePort>;
 
 /// A set and the frontends that lead to it, as the kernel has them.
 #[derive(Debug)]
@@ -203,24 +201,23 @@ impl Services {
             self.take_up(key, port);
         }
         self.retry.clear();
-        self.create_sets(tables, &wanted);
         // What others may rely on is made before what is stale goes, so that an address which moves from one Service to
         // another leads somewhere throughout; scope Cluster comes before Local, which may use it.
-        let mut changed = vec![false; wanted.len()];
-        for ((key, port), changed) in wanted.iter().zip(&mut changed) {
+        let new = self.welcome(tables, &wanted, &mut upheaval);
+        let mut changed = new.clone();
+        let others = || wanted.iter().enumerate().filter(|(position, _)| !new[*position]);
+        for (position, (key, port)) in others() {
             match self.set(tables, key, port, desired, &mut upheaval) {
-                Ok(now) => *changed |= now,
+                Ok(now) => changed[position] |= now,
                 Err(error) => report.failed.push(((*key).clone(), format!("{error:#}"))),
             }
         }
-        for (key, _) in &wanted {
-            if let Err(error) = self.note_addresses(tables, key) {
-                report.failed.push(((*key).clone(), format!("{error:#}")));
-            }
+        for (key, error) in self.note_addresses(tables, &wanted) {
+            report.failed.push((key, format!("{error:#}")));
         }
-        for ((key, port), changed) in wanted.iter().zip(&mut changed) {
+        for (position, (key, port)) in others() {
             match self.remove_stale(tables, key, port, &mut upheaval) {
-                Ok(now) => *changed |= now,
+                Ok(now) => changed[position] |= now,
                 Err(error) => report.failed.push(((*key).clone(), format!("{error:#}"))),
             }
         }
@@ -314,36 +311,6 @@ impl Services {
         self.entries.insert(key, entry);
     }
 
-    /// Writes the sets of all Services that have none yet, many in one call: at the start this is nearly all there is to
-    /// do. What leads to them comes after, Service by Service.
-    fn create_sets(&mut self, tables: &mut Tables, wanted: &[(&ServicePortKey, &ServicePort)]) {
-        for ports in wanted.chunks(CREATED_AT_ONCE) {
-            let mut created: Vec<(Arc<ServicePortKey>, Entry, &ServicePort)> = Vec::new();
-            for (key, port) in ports {
-                if !self.entries.contains_key(*key) {
-                    created.push((Arc::new((*key).clone()), self.new_entry(), port));
-                }
-            }
-            let mut new: Vec<NewSet<'_>> = created
-                .iter_mut()
-                .map(|(_, entry, port)| NewSet {
-                    set: &mut entry.set,
-                    wanted: wanted::backends(port),
-                    affinity_seconds: wanted::affinity_seconds(port),
-                })
-                .collect();
-            if let Err(error) = BackendSet::create_all(tables, &mut new) {
-                // One by one it will turn out which of them is the trouble.
-                tracing::debug!(
-                    error = format!("{error:#}"),
-                    "new sets could not be written together"
-                );
-            }
-            let created = created.into_iter().map(|(key, entry, _)| (key, entry));
-            self.entries.extend(created);
-        }
-    }
-
     fn new_entry(&mut self) -> Entry {
         let id = self.next_id;
         self.next_id += 1;
@@ -430,17 +397,35 @@ impl Services {
         Ok(changed)
     }
 
-    /// Has the ClusterIPs known that lead to a Service. Only when all that leads anywhere is there: at a ClusterIP that is known, a
-    /// port that is not is refused, and other ports of the same Service come after this one.
-    fn note_addresses(&mut self, tables: &mut Tables, key: &ServicePortKey) -> Result<()> {
-        let Some(entry) = self.entries.get(key) else {
-            return Ok(());
-        };
-        let serves = !entry.set.backends().is_empty();
-        for (frontend, _) in entry.frontends.iter().filter(|(_, value)| is_cluster_ip(value)) {
-            self.addresses.set(tables, frontend, serves)?;
+    /// Has the ClusterIPs known that lead to these Services, and says for which that failed. Only when all that leads anywhere is there: at
+    /// a ClusterIP that is known, a port that is not is refused, and other ports of the same Service come after this one.
+    fn note_addresses(
+        &mut self,
+        tables: &mut Tables,
+        wanted: &[(&ServicePortKey, &ServicePort)],
+    ) -> Vec<(ServicePortKey, anyhow::Error)> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for (key, _) in wanted {
+            let Some(entry) = self.entries.get(*key) else {
+                continue;
+            };
+            let serves = !entry.set.backends().is_empty();
+            for (frontend, _) in entry.frontends.iter().filter(|(_, value)| is_cluster_ip(value)) {
+                if let Some(value) = self.addresses.note(frontend, serves) {
+                    keys.push(*key);
+                    values.push(value);
+                }
+            }
         }
-        Ok(())
+        if tables.addresses.set_all(&values).is_ok() {
+            return Vec::new();
+        }
+        let one_by_one = keys.into_iter().zip(&values);
+        let failed = one_by_one.filter_map(|(key, (address, value))| {
+            let written = tables.addresses.set(address, value);
+            Some((key.clone(), written.err()?))
+        });
+        failed.collect()
     }
 
     /// Removes what leads to a Service and is not to any more; whether there was anything.
