@@ -10,9 +10,9 @@ use std::net::IpAddr;
 use anyhow::Context;
 use ipnetwork::IpNetwork;
 
-use self::nftables::Shown;
 use crate::config;
-use crate::netfilter::{conntrack, wire::Netfilter};
+use crate::netfilter::conntrack;
+use crate::netfilter::wire::{Netfilter, Rules};
 use crate::state::cluster::Cluster;
 
 pub mod iptables;
@@ -24,7 +24,7 @@ pub struct InForce {
     /// What was asked for.
     pub wanted: Masquerade,
     /// How nf_tables shows it.
-    shown: Shown,
+    shown: Rules,
 }
 
 /// How a pass over the rules ended.
@@ -52,7 +52,7 @@ pub fn apply(wanted: Masquerade, before: Option<InForce>) -> anyhow::Result<(InF
         None => {
             let changed =
                 iptables::apply(&wanted).context("through iptables, as the kernel has no nf_tables")?;
-            (Shown::default(), changed)
+            (Rules::default(), changed)
         }
         Some(found) if known.as_ref().is_some_and(|known| known.shown == found) => (found, false),
         Some(_) => {

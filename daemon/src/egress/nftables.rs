@@ -16,7 +16,7 @@ use nftnl::{
 };
 
 use super::Masquerade;
-use crate::netfilter::wire::{Attributes, INET, NFTABLES, Netfilter};
+use crate::netfilter::wire::{Netfilter, Rules};
 
 /// The table that is owned here, of the family `inet`.
 pub const TABLE: &str = match NAME.to_str() {
@@ -38,27 +38,14 @@ pub fn apply(wanted: &Masquerade) -> anyhow::Result<()> {
     })
 }
 
-/// The table's rules as the kernel shows them, in order, each with a number that no later one has again; none if there is no table. What
-/// others change in the table is seen by that: its sets are constant.
-pub type Shown = Vec<Vec<u8>>;
-
-/// What the kernel shows of the table.
+/// What the kernel shows of the table: its rules. What others change in it is seen by that, for its sets are constant.
 ///
 /// # Errors
 /// The kernel's answer to listing rules.
-pub fn shown() -> anyhow::Result<Shown> {
-    /// `NFT_MSG_GETRULE`, `NFTA_RULE_TABLE`.
-    const GET_RULE: u16 = 7;
-    const RULE_TABLE: u16 = 1;
-    let mut of_table = Attributes::default();
-    of_table.put_str(RULE_TABLE, TABLE);
-    let mut shown = Shown::new();
+pub fn shown() -> anyhow::Result<Rules> {
     Netfilter::open()?
-        .dump(NFTABLES, GET_RULE, INET, &of_table, |_, rule| {
-            shown.push(rule.to_vec())
-        })
-        .context("listing the rules of egress")?;
-    Ok(shown)
+        .rules(TABLE)
+        .context("listing the rules of egress")
 }
 
 /// Whether the table is there.

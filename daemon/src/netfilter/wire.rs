@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use netlink_packet_core::{NlaBuffer, NlasIterator};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -138,6 +138,9 @@ fn append(bytes: &mut Vec<u8>, kind: u16, flags: i32, family: u8, resource: u16,
     bytes.extend_from_slice(body);
     bytes.resize(bytes.len().next_multiple_of(4), 0);
 }
+
+/// A table's rules as the kernel shows them, in order, each with a number that no later one has again.
+pub type Rules = Vec<Vec<u8>>;
 
 /// A way to talk to netfilter.
 pub struct Netfilter(Socket);
@@ -276,28 +279,52 @@ impl Netfilter {
         Err(io::Error::other("no acknowledgement"))
     }
 
-    /// Hears of changes to nf_tables (`NFNLGRP_NFTABLES`) from now on.
+    /// How often the namespace's nf_tables were changed, whoever did; it begins anew after all numbers (`NFT_MSG_GETGEN`).
     ///
     /// # Errors
     /// The kernel's.
-    pub fn subscribe(&mut self) -> Result<()> {
-        const GROUP: u32 = 7;
-        if self.0.add_membership(GROUP).is_err() {
-            bail!("the kernel does not tell of changes to nf_tables");
+    pub fn generation(&self) -> io::Result<u32> {
+        /// `NFT_MSG_GETGEN`, `NFTA_GEN_ID`.
+        const GET_GENERATION: u16 = 16;
+        const ID: u16 = 1;
+        let mut request = Vec::new();
+        append(
+            &mut request,
+            u16::from(NFTABLES) << 8 | GET_GENERATION,
+            0,
+            0,
+            0,
+            &[],
+        );
+        self.0.send(&request, 0)?;
+        let answer = self.receive(0)?;
+        let (kind, body) = messages(&answer)
+            .next()
+            .ok_or_else(|| io::Error::other("an empty answer"))?;
+        if i32::from(kind) == libc::NLMSG_ERROR {
+            return Err(error_of(body));
         }
-        Ok(())
+        let id = attribute(body.get(GENERAL..).unwrap_or_default(), ID);
+        id.and_then(|id| id.try_into().ok())
+            .map(u32::from_be_bytes)
+            .ok_or_else(|| io::Error::other("an answer without a number"))
     }
 
-    /// Waits for what is heard: kinds of messages without their subsystem, and their attributes.
+    /// The rules of the table called `table`, of the family `inet`; none if there is no such table.
     ///
     /// # Errors
-    /// The kernel's; `ENOBUFS` when some of it was lost.
-    pub fn hear(&self, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
-        let answer = self.receive(0)?;
-        for (kind, body) in messages(&answer) {
-            each(kind & 0xff, body.get(GENERAL..).unwrap_or_default());
-        }
-        Ok(())
+    /// The kernel's.
+    pub fn rules(&self, table: &str) -> io::Result<Rules> {
+        /// `NFT_MSG_GETRULE`, `NFTA_RULE_TABLE`.
+        const GET_RULE: u16 = 7;
+        const RULE_TABLE: u16 = 1;
+        let mut of_table = Attributes::default();
+        of_table.put_str(RULE_TABLE, table);
+        let mut rules = Rules::new();
+        self.dump(NFTABLES, GET_RULE, INET, &of_table, |_, rule| {
+            rules.push(rule.to_vec())
+        })?;
+        Ok(rules)
     }
 
     fn receive(&self, flags: i32) -> io::Result<Vec<u8>> {
