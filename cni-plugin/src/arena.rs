@@ -6,7 +6,7 @@ use std::cell::UnsafeCell;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes; an ADD takes a fifth. They cost nothing until they are touched.
+/// Bytes; an ADD takes a sixth. They cost nothing until they are touched.
 const SIZE: usize = 1 << 20;
 
 /// One piece of memory, and the C library's where that is full.
