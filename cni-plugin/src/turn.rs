@@ -42,13 +42,18 @@ fn take(path: &Path) -> Option<Flock<File>> {
         Err((file, _)) => file,
     };
     // Without a handler the signal would end the process; with this one it ends the wait, and nothing else.
-    let action = SigAction::new(SigHandler::Handler(do_nothing), SaFlags::empty(), SigSet::empty());
-    // SAFETY: a handler that does nothing may interrupt anything.
+    let action = SigAction::new(SigHandler::Handler(come_again), SaFlags::empty(), SigSet::empty());
+    // SAFETY: all that the handler calls is alarm(2), which is safe in one (signal-safety(7)).
     unsafe { sigaction(Signal::SIGALRM, &action) }.ok()?;
+    // What the runtime blocks is blocked here too.
+    SigSet::from_iter([Signal::SIGALRM]).thread_unblock().ok()?;
     alarm::set(PATIENCE);
     let turn = Flock::lock(file, FlockArg::LockExclusive).ok();
     alarm::cancel();
     turn
 }
 
-extern "C" fn do_nothing(_: c_int) {}
+/// A signal that comes before the wait has begun does not end it: the next one does.
+extern "C" fn come_again(_: c_int) {
+    alarm::set(PATIENCE);
+}

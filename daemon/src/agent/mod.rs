@@ -98,9 +98,9 @@ pub struct Inputs {
     pub probes: mpsc::Receiver<Vec<String>>,
     /// The health checks: which ports cannot be listened on.
     pub health_checks: mpsc::Receiver<Vec<String>>,
-    /// The kernel: something of the rules of egress was taken away.
+    /// The kernel: the rules of egress are not what they were, whoever changed them.
     pub egress: mpsc::Receiver<()>,
-    /// The kernel: something of the dataplane was taken away.
+    /// The kernel: the dataplane's rules are not what they were, whoever changed them.
     pub dataplane: mpsc::Receiver<()>,
     /// Operators.
     pub questions: mpsc::Receiver<Question>,

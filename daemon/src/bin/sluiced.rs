@@ -162,7 +162,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
             }
         }
     }
+    let serves = tables.iter().any(|watched| watched.table == nftables::TABLE);
     if let Err(error) = watch::start(tables) {
+        if serves {
+            return Err(error);
+        }
         // A kernel without nf_tables has none of them.
         tracing::info!(
             "others' changes to tables of nf_tables are looked for every half minute only: {error:#}"
