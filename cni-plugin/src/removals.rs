@@ -1,8 +1,8 @@
 //! Handing a device's removal to the daemon: what is said over its socket, and the plugin's side of it.
 //!
 //! The kernel makes whoever removes a device wait (about 17 ms: grace periods of RCU), and those who come at the same
-//! time wait one after the other. The daemon removes all that are asked for together as one group, which costs little
-//! more than one. It is only ever a help: whoever gets no answer removes the device itself.
+//! time wait one after the other. The daemon removes all that are asked for together as one group, says so as soon as they are gone, and has a
+//! thread wait for the rest. It is only ever a help: whoever gets no answer removes the device itself.
 //!
 //! One line each way: `remove INDEX NAME`, answered with `gone` once the device is no longer there, else with `no` and
 //! why.

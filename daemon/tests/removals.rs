@@ -117,6 +117,52 @@ fn many_at_once_go_in_fewer_groups_and_nothing_else_goes() {
     });
 }
 
+/// C6
+#[test]
+fn whoever_is_told_that_a_device_is_gone_finds_nothing_of_it_and_can_make_it_again() {
+    on_a_node(|node| {
+        for _ in 0..5 {
+            let a = pod("a");
+            let end = a.name.replace("sluice", "end");
+            ip(&format!("link set {end} up"));
+            ip(&format!("route add 10.1.0.1/32 dev {}", a.name));
+            ip(&format!(
+                "neigh add 10.1.0.1 dev {} lladdr 02:00:00:00:00:01",
+                a.name
+            ));
+            assert_eq!(node.remove(std::slice::from_ref(&a)), [true]);
+            assert!(!is_there(&a.name) && !is_there(&end));
+            assert_eq!(ip("route show 10.1.0.1"), "");
+            assert_eq!(ip("neigh show 10.1.0.1"), "");
+        }
+    });
+}
+
+/// Threads of this process that wait for the kernel to be done with devices.
+fn waiting() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    // One that has ended since has no name.
+    let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
+    names.filter(|name| name == "removal\n").count()
+}
+
+/// C6
+#[test]
+fn a_device_is_said_to_be_gone_when_it_is_and_the_kernel_may_take_its_time() {
+    on_a_node(|node| {
+        // More than the kernel is waited for at the same time.
+        let pods: Vec<Ask> = (0..40).map(|at| pod(&format!("pod{at}"))).collect();
+        let mut most = 0;
+        for one in &pods {
+            assert_eq!(node.remove(std::slice::from_ref(one)), [true]);
+            most = most.max(waiting());
+            assert!(!is_there(&one.name), "{}", one.name);
+        }
+        assert!(most > 0, "each was waited for to its end");
+        assert_eq!(node.counts.groups(), 40);
+    });
+}
+
 /// C6 C9
 #[test]
 fn what_is_not_a_pods_device_by_name_alias_and_index_is_left_alone() {

@@ -11,12 +11,6 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use sluice_cni::removals::{Ask, GONE, MAX_LINE};
 
-/// A heap is complete when nothing more was asked for this long: what comes with it comes within process starts.
-const QUIET: Duration = Duration::from_millis(1);
-
-/// Nor does the first of a heap wait longer than this, a fraction of what it waits for the kernel.
-const LONGEST: Duration = Duration::from_millis(6);
-
 /// Most devices in a heap, so that none waits long for the others' share.
 const MOST: usize = 256;
 
@@ -73,32 +67,15 @@ impl Callers {
         Self { listener, silent }
     }
 
-    /// Waits for requests, and for those that come close behind.
+    /// Waits for requests: those that came while the last were carried out, or the first that comes.
     pub fn gather(&mut self) -> Vec<Asked> {
         let mut heap = Vec::new();
-        let mut first = None;
-        let mut latest = Instant::now();
-        loop {
-            let patience = match first {
-                None if self.silent.is_empty() => None,
-                None => Some(SILENCE),
-                Some(first) => {
-                    let now = Instant::now();
-                    let until = (latest + QUIET).min(first + LONGEST);
-                    if now >= until || heap.len() >= MOST {
-                        return heap;
-                    }
-                    Some(until - now)
-                }
-            };
+        while heap.is_empty() {
+            let patience = (!self.silent.is_empty()).then_some(SILENCE);
             let ready = self.wait(patience);
-            let before = heap.len();
             self.listen(&ready, &mut heap);
-            if heap.len() > before {
-                latest = Instant::now();
-                first.get_or_insert(latest);
-            }
         }
+        heap
     }
 
     /// Waits until somebody comes or speaks: for the listener and each silent one, in order, whether it is they.
@@ -130,7 +107,7 @@ impl Callers {
         if ready.first() != Some(&true) {
             return;
         }
-        while self.silent.len() < MOST_SILENT {
+        while self.silent.len() < MOST_SILENT && heap.len() < MOST {
             match self.listener.accept() {
                 Ok((stream, _)) if stream.set_nonblocking(true).is_ok() => {
                     let said = Vec::new();

@@ -1,14 +1,18 @@
-//! Removes devices together: looks at each, puts those that are pods' into one group and removes the group.
+//! Removes devices together: looks at each, puts those that are pods' into one group and has the group [depart](Departures).
 //!
 //! The kernel removes whatever is in a group, so it is looked at as a whole right before. What is in it and a pod's was
 //! put there by a daemon that was killed before it got further: its removal was asked for too.
 
+use std::collections::BTreeSet;
+
 use netlink_packet_route::RouteNetlinkMessage;
 use sluice_cni::names::REMOVAL_GROUP;
-use sluice_cni::netlink::{Netlink, NetlinkError};
+use sluice_cni::netlink::{Netlink, NetlinkError, Request};
 use sluice_cni::removals::Ask;
 use sluice_cni::requests;
 use sluice_cni::wiring::Link;
+
+use super::departures::Departures;
 
 /// Most devices asked about in one batch: their answers, some 2 KB each, must fit the socket's buffer together.
 const LOOKS: usize = 32;
@@ -20,15 +24,15 @@ pub struct Removed {
     pub outcomes: Vec<Result<(), String>>,
     /// Devices removed.
     pub devices: u64,
-    /// Waits they cost.
+    /// Removals of the kernel's they took.
     pub groups: u64,
 }
 
-/// Removes the devices asked for in the calling thread's network namespace.
+/// Removes the devices asked for in the calling thread's network namespace: when it returns they are gone.
 ///
 /// # Errors
 /// The kernel refused something; any of them may be left.
-pub fn remove(asks: &[Ask]) -> Result<Removed, NetlinkError> {
+pub fn remove(asks: &[Ask], departures: &Departures) -> Result<Removed, NetlinkError> {
     let mut socket = Netlink::open()?;
     let mut removed = Removed::default();
     let mut doomed = Vec::new();
@@ -44,12 +48,9 @@ pub fn remove(asks: &[Ask]) -> Result<Removed, NetlinkError> {
         }
     }
     removed.devices = doomed.len() as u64;
-    match doomed.as_slice() {
-        [] => {}
-        [one] => {
-            socket.batch(&[requests::remove_link(&one.name, Some(one.index))])?;
-            removed.groups = 1;
-        }
+    let requests = match doomed.as_slice() {
+        [] => return Ok(removed),
+        [one] => vec![requests::remove_link(&one.name, Some(one.index))],
         many => {
             if let Some(stranger) = stranger(&mut socket)? {
                 tracing::warn!(
@@ -58,14 +59,16 @@ pub fn remove(asks: &[Ask]) -> Result<Removed, NetlinkError> {
                     "a device that is not Sluice's is in the group Sluice removes pods' devices by, so they are removed one by one, \
                      slowly; take it out of that group: ip link set dev NAME group 0"
                 );
-                one_by_one(&mut socket, many)?;
-                removed.groups = removed.devices;
+                one_by_one(many)
             } else {
-                together(&mut socket, many)?;
-                removed.groups = 1;
+                mark(&mut socket, many)?;
+                vec![requests::remove_group(REMOVAL_GROUP)]
             }
         }
-    }
+    };
+    removed.groups = requests.len() as u64;
+    let devices: BTreeSet<u32> = doomed.iter().map(|ask| ask.index).collect();
+    departures.remove(requests, devices)?;
     Ok(removed)
 }
 
@@ -106,19 +109,17 @@ fn stranger(socket: &mut Netlink) -> Result<Option<Link>, NetlinkError> {
         .find(|link| link.group == REMOVAL_GROUP && link.serves().is_none()))
 }
 
-fn together(socket: &mut Netlink, doomed: &[&Ask]) -> Result<(), NetlinkError> {
+/// Puts devices into the group.
+fn mark(socket: &mut Netlink, doomed: &[&Ask]) -> Result<(), NetlinkError> {
     let marks: Vec<_> = doomed
         .iter()
         .map(|ask| requests::set_group(&ask.name, ask.index, REMOVAL_GROUP))
         .collect();
-    socket.batch(&marks)?;
-    socket.batch(&[requests::remove_group(REMOVAL_GROUP)]).map(drop)
+    socket.batch(&marks).map(drop)
 }
 
-fn one_by_one(socket: &mut Netlink, doomed: &[&Ask]) -> Result<(), NetlinkError> {
+fn one_by_one(doomed: &[&Ask]) -> Vec<Request> {
     let each = doomed.iter();
-    let each: Vec<_> = each
-        .map(|ask| requests::remove_link(&ask.name, Some(ask.index)))
-        .collect();
-    socket.batch(&each).map(drop)
+    each.map(|ask| requests::remove_link(&ask.name, Some(ask.index)))
+        .collect()
 }

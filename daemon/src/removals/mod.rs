@@ -8,6 +8,7 @@
 //! [`REMOVAL_GROUP`]: sluice_cni::names::REMOVAL_GROUP
 
 mod callers;
+mod departures;
 mod group;
 
 use std::path::Path;
@@ -20,6 +21,7 @@ use nix::sys::socket::{Backlog, listen};
 
 use crate::private_socket;
 use callers::Callers;
+use departures::Departures;
 
 /// What has been removed since the daemon started.
 #[derive(Debug, Default)]
@@ -54,8 +56,9 @@ pub fn serve(path: &Path) -> anyhow::Result<Arc<Counts>> {
     let counted = Arc::clone(&counts);
     let removing = move || {
         let mut callers = Callers::new(listener);
+        let departures = Departures::default();
         loop {
-            remove(callers.gather(), &counted);
+            remove(callers.gather(), &departures, &counted);
         }
     };
     thread::Builder::new()
@@ -66,9 +69,9 @@ pub fn serve(path: &Path) -> anyhow::Result<Arc<Counts>> {
 }
 
 /// Removes what was asked for and tells who asked.
-fn remove(asked: Vec<callers::Asked>, counts: &Counts) {
+fn remove(asked: Vec<callers::Asked>, departures: &Departures, counts: &Counts) {
     let asks: Vec<_> = asked.iter().map(|asked| asked.ask.clone()).collect();
-    match group::remove(&asks) {
+    match group::remove(&asks, departures) {
         Ok(removed) => {
             counts.devices.fetch_add(removed.devices, Ordering::Relaxed);
             counts.groups.fetch_add(removed.groups, Ordering::Relaxed);
