@@ -25,10 +25,6 @@ pub const IPAM_DIRECTORY: &str = "/run/sluice/ipam";
 /// Where the daemon takes requests to remove devices, mode 0600; see [`crate::removals`].
 pub const REMOVALS_SOCKET: &str = "/run/sluice/removals.sock";
 
-/// Group (`IFLA_GROUP`) of devices the daemon is about to remove together: "slrm" in ASCII. Whatever is in it is on its
-/// way out.
-pub const REMOVAL_GROUP: u32 = 0x736c_726d;
-
 /// The host ports of this node's pods, beside the address store; see [`crate::host_ports`].
 pub const HOST_PORTS_DIRECTORY: &str = "/run/sluice/hostports";
 

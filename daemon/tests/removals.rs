@@ -14,7 +14,6 @@ use std::thread;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use sluice_cni::mac::host_device;
-use sluice_cni::names::REMOVAL_GROUP;
 use sluice_cni::removals::{self, Ask};
 use sluice_daemon::removals::{Counts, serve};
 use sluice_ipam::Attachment;
@@ -186,26 +185,22 @@ fn what_is_not_a_pods_device_by_name_alias_and_index_is_left_alone() {
 
 /// C6 C9
 #[test]
-fn a_stranger_in_the_group_is_spared_and_what_a_killed_daemon_left_in_it_goes() {
+fn whatever_its_group_what_was_not_asked_for_stays() {
     on_a_node(|node| {
+        let pods: Vec<Ask> = (0..40).map(|at| pod(&format!("pod{at}"))).collect();
+        let stays = pod("stays");
         make("sluice-other", "");
-        ip(&format!("link set dev sluice-other group {REMOVAL_GROUP}"));
-        let first: Vec<Ask> = (0..4).map(|at| pod(&format!("pod{at}"))).collect();
-        assert_eq!(node.remove(&first), [true; 4]);
-        assert!(is_there("sluice-other"));
-        ip("link set dev sluice-other group 0");
-
-        let left = pod("left");
-        ip(&format!("link set dev {} group {REMOVAL_GROUP}", left.name));
-        let mut rounds = 0;
-        // A round whose requests all came apart makes no group.
-        while is_there(&left.name) {
-            rounds += 1;
-            assert!(rounds < 20, "no group was made");
-            let more: Vec<Ask> = (0..8).map(|at| pod(&format!("round{rounds}-{at}"))).collect();
-            assert_eq!(node.remove(&more), [true; 8]);
+        // All are of groups that others use, too.
+        for (at, ask) in pods.iter().chain([&stays]).enumerate() {
+            ip(&format!("link set dev {} group {}", ask.name, at % 3));
         }
-        assert!(is_there("sluice-other"));
+        ip("link set dev sluice-other group 2");
+        for some in pods.chunks(8) {
+            assert_eq!(node.remove(some), [true; 8]);
+        }
+        assert!(node.counts.groups() < 40, "{:?}", node.counts);
+        assert!(pods.iter().all(|ask| !is_there(&ask.name)));
+        assert!(is_there(&stays.name) && is_there("sluice-other") && is_there("lo"));
     });
 }
 

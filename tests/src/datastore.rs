@@ -86,8 +86,11 @@ pub fn wait_for_no_problem_with(lab: &Lab, node: &str, subject: &str, patience: 
 /// # Panics
 /// The clean-up failed.
 pub fn reboot(node: &Node<'_>) {
-    node.sh("cp -a /var/lib/sluice /var/lib/kept && sluiced cleanup")
-        .unwrap();
-    node.sh("test ! -e /var/lib/sluice && mv /var/lib/kept /var/lib/sluice")
+    let keep = "mkdir /var/kept && cp -a /opt/cni/bin /var/kept/plugins && \
+                if [ -e /var/lib/sluice ]; then cp -a /var/lib/sluice /var/kept/state; fi";
+    let put_back = "cp -a /var/kept/plugins/. /opt/cni/bin && \
+                    if [ -e /var/kept/state ]; then mv /var/kept/state /var/lib/sluice; fi && rm -r /var/kept";
+    node.sh(&format!("{keep} && sluiced cleanup")).unwrap();
+    node.sh(&format!("test ! -e /var/lib/sluice && {put_back}"))
         .unwrap();
 }

@@ -5,6 +5,7 @@
 use nix::sys::signal::Signal;
 use sluice_lab::demo::restart::{Load, allow, kill_and_wait, stop, wait_for_requests};
 use sluice_lab::{Lab, Node, Options, url, wait_until};
+use sluice_tests::datastore::reboot;
 use sluice_tests::{PATIENCE, addresses, kubia_pods, manifest, wait_for_answers};
 
 const KUBIA: &str = "10.96.0.10";
@@ -131,4 +132,55 @@ fn pods_come_and_go_while_the_daemon_is_down_and_it_catches_up() {
         Ok(lab.node("node1").exec(&["sluicectl", "status"])?.status.success())
     })
     .unwrap();
+}
+
+/// Pods of a full node.
+const MANY: usize = 250;
+
+/// Adds pods one after the other, as a kubelet does that finds none of its own running.
+fn fill(node: &Node<'_>, name: &str) {
+    let add = format!("sluice-lab cni-add {name}-$i id-{name}-$i '{{}}' >/dev/null");
+    node.sh(&format!("for i in $(seq {MANY}); do {add}; done"))
+        .unwrap();
+    let devices = node.run(&["ip", "-o", "link", "show", "type", "veth"]).unwrap();
+    assert_eq!(
+        devices.lines().filter(|line| line.contains("alias id-")).count(),
+        MANY
+    );
+    // One of each family.
+    let held = node.sh("ls /run/sluice/ipam/held | wc -l").unwrap();
+    assert_eq!(held.trim(), (2 * MANY).to_string());
+}
+
+/// C13 C9
+#[test]
+fn a_node_that_is_rebooted_has_all_of_its_250_pods_back() {
+    let lab = Lab::up(Options {
+        nodes: 1,
+        ..Options::default()
+    })
+    .unwrap();
+    let node = lab.node("node1");
+    fill(&node, "before");
+    lab.stop_sluiced("node1").unwrap();
+    reboot(&node);
+    // Not the shell's own.
+    let forget = format!("for i in $(seq {MANY}); do /sbin/ip netns del before-$i; done");
+    node.sh(&forget).unwrap();
+    lab.start_sluiced("node1").unwrap();
+    wait_until("the node takes pods", PATIENCE, || {
+        Ok(node
+            .exec(&["ls", "/etc/cni/net.d/10-sluice.conflist"])?
+            .status
+            .success())
+    })
+    .unwrap();
+    fill(&node, "after");
+    // There is room for a few more, and what is wired works.
+    let pod = lab.pod_add("node1", "last", &[], &[]).unwrap();
+    for address in &pod.addresses {
+        assert_eq!(node.get(&address.to_string(), 8080, "").unwrap(), "last");
+    }
+    let checks = format!("for i in $(seq {MANY}); do sluice-lab cni-check after-$i; done");
+    node.sh(&checks).unwrap();
 }

@@ -6,6 +6,7 @@
 
 mod contender;
 mod measure;
+mod reboot;
 mod report;
 mod stage;
 mod wear;
@@ -67,17 +68,17 @@ pub fn run(quick: bool, results: &Path, binaries: Option<PathBuf>, peers: PathBu
         .unwrap_or_default();
     // What is relative now may be hidden once the stage has mounts of its own.
     let binaries = std::path::absolute(binaries).context("finding the binaries")?;
-    let (plugin, daemon) = (binaries.join("sluice"), binaries.join("sluiced"));
-    for (program, remedy) in [
+    let (plugin, program) = (binaries.join("sluice"), binaries.join("sluiced"));
+    for (needed, remedy) in [
         (&plugin, "build it with: ./dev build"),
-        (&daemon, "build it with: ./dev build"),
+        (&program, "build it with: ./dev build"),
         (
             &peers.join("ptp"),
             "install the package containernetworking-plugins",
         ),
     ] {
-        if !program.exists() {
-            bail!("{} is missing; {remedy}", program.display());
+        if !needed.exists() {
+            bail!("{} is missing; {remedy}", needed.display());
         }
     }
 
@@ -85,7 +86,7 @@ pub fn run(quick: bool, results: &Path, binaries: Option<PathBuf>, peers: PathBu
     let bar = progress();
     bar.set_message("making pods");
     let pods = stage::pods(counts.pods * 2)?;
-    let daemon = stage::daemon(&daemon)?;
+    let daemon = stage::daemon(&program)?;
     let node_file = stage::node_file("node", "10.204.0.0/16")?;
     let contenders = [
         Contender::bare()?,
@@ -105,10 +106,19 @@ pub fn run(quick: bool, results: &Path, binaries: Option<PathBuf>, peers: PathBu
     let measured = measure::all(&contenders, &pools, &pods, &counts, &bar)?;
     let state = node_file.with_extension("ipam");
     let looks = wear::measure(&contenders[1], &state, &daemon, &pods, counts.wear, &bar)?;
+    let node = &pods[..usize::from(counts.pods)];
+    drop(daemon);
+    let filled = reboot::measure(&contenders[1], &node_file, &program, node, &bar)?;
     bar.finish_and_clear();
     let mut figures = report::figures(&measured);
     figures.extend(wear::figures(&looks));
-    println!("{}\n\n{}", report::table(&measured), wear::table(&looks));
+    figures.extend(filled.figures());
+    println!(
+        "{}\n {}\n\n{}",
+        report::table(&measured),
+        filled.line(),
+        wear::table(&looks)
+    );
     let path = figures::write(results, "cni", &figures)?;
     println!("{} figures in {}", figures.len(), path.display());
     Ok(())

@@ -15,12 +15,18 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use sluice_cni::names::{GATEWAY_V4, GATEWAY_V6, REMOVALS_SOCKET};
+use sluice_cni::netlink::Netlink;
 use sluice_cni::node_file::{NodeFile, VERSION};
+use sluice_cni::requests;
+use sluice_cni::wiring::only_link;
 
 use crate::namespaces;
 
 /// Folder of all files, on a tmpfs of the stage's.
 pub const FILES: &str = "/run/bench";
+
+/// Folder of what the daemon and the plugin tell each other.
+const RUN: &str = "/run/sluice";
 
 /// How long the daemon may take to listen.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -122,6 +128,28 @@ pub fn node_file(name: &str, cidr: &str) -> Result<PathBuf> {
     file.write(&path)
         .with_context(|| format!("writing {}", path.display()))?;
     Ok(path)
+}
+
+/// Takes away what a reboot takes of pods: their devices, and all that is known of them where `node_file` says how they are wired.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn forget_pods(node_file: &Path) -> Result<()> {
+    // Any group that nobody else uses here.
+    const GONE: u32 = 1;
+    let mut host = Netlink::open()?;
+    let links = host.batch(&[requests::list_all_links()])?;
+    let links = links.into_iter().filter_map(|answer| only_link(&[answer]));
+    let marks = links.filter(|link| link.serves().is_some());
+    let mut requests: Vec<_> = marks
+        .map(|link| requests::set_group(&link.name, link.index, GONE))
+        .collect();
+    requests.push(requests::remove_group(GONE));
+    host.batch(&requests)?;
+    for folder in [&node_file.with_extension("ipam"), Path::new(RUN)] {
+        fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
+    }
+    Ok(())
 }
 
 /// Starts the real daemon, which gathers removals, and waits until it listens.

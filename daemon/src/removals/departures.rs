@@ -36,11 +36,11 @@ pub struct Departures {
 }
 
 impl Departures {
-    /// Carries out `requests`, which remove `devices` (by index) in the calling thread's network namespace. When it returns, they are gone.
+    /// Carries out `request`, which removes `devices` (by index) in the calling thread's network namespace. When it returns, they are gone.
     ///
     /// # Errors
     /// The kernel refused something; any of them may be left.
-    pub fn remove(&self, requests: Vec<Request>, mut devices: BTreeSet<u32>) -> Outcome {
+    pub fn remove(&self, request: Request, mut devices: BTreeSet<u32>) -> Outcome {
         let crowded = Arc::strong_count(&self.waiting) > MOST;
         // Before anything is asked for, so that nothing is missed. Who cannot listen waits for the kernel.
         let news = if crowded { None } else { listen().ok() };
@@ -49,7 +49,7 @@ impl Departures {
         let (sender, outcome) = mpsc::sync_channel(1);
         let share = Arc::clone(&self.waiting);
         let removing = move || {
-            let done = Netlink::open().and_then(|mut socket| socket.batch(&requests));
+            let done = Netlink::open().and_then(|mut socket| socket.batch(&[request]));
             // Nobody waits for it any more when all are gone.
             _ = sender.send(done.map(drop));
             drop((share, end));

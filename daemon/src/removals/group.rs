@@ -1,12 +1,12 @@
 //! Removes devices together: looks at each, puts those that are pods' into one group and has the group [depart](Departures).
 //!
-//! The kernel removes whatever is in a group, so it is looked at as a whole right before. What is in it and a pod's was
-//! put there by a daemon that was killed before it got further: its removal was asked for too.
+//! The kernel removes whatever is in a group. Its number is therefore chosen by chance when the daemon starts, and such that nothing is in it:
+//! looking at all devices right before each removal would take longer than the removal on a node that is full.
 
 use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
 
 use netlink_packet_route::RouteNetlinkMessage;
-use sluice_cni::names::REMOVAL_GROUP;
 use sluice_cni::netlink::{Netlink, NetlinkError, Request};
 use sluice_cni::removals::Ask;
 use sluice_cni::requests;
@@ -28,48 +28,74 @@ pub struct Removed {
     pub groups: u64,
 }
 
-/// Removes the devices asked for in the calling thread's network namespace: when it returns they are gone.
-///
-/// # Errors
-/// The kernel refused something; any of them may be left.
-pub fn remove(asks: &[Ask], departures: &Departures) -> Result<Removed, NetlinkError> {
-    let mut socket = Netlink::open()?;
-    let mut removed = Removed::default();
-    let mut doomed = Vec::new();
-    for some in asks.chunks(LOOKS) {
-        let mut links = look(&mut socket, some)?;
-        for ask in some {
-            let link = links.iter().position(|link| link.index == ask.index);
-            let outcome = judge(ask, link.map(|position| links.swap_remove(position)).as_ref());
-            if outcome == Ok(true) {
-                doomed.push(ask);
+/// A device group (`IFLA_GROUP`) that only this daemon puts devices into.
+#[derive(Debug)]
+pub struct Group {
+    number: u32,
+    departures: Departures,
+}
+
+impl Group {
+    /// Chooses a group that is empty in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// The kernel does not say what devices there are.
+    pub fn choose() -> Result<Self, NetlinkError> {
+        let taken = links(Netlink::open()?.batch(&[requests::list_all_links()])?);
+        let number = loop {
+            // Positive as the kernel counts them, and none of the small ones that people choose.
+            let number = 1 << 30 | (RandomState::new().hash_one(()) as u32) >> 2;
+            if taken.iter().all(|link| link.group != number) {
+                break number;
             }
-            removed.outcomes.push(outcome.map(drop));
-        }
+        };
+        Ok(Self {
+            number,
+            departures: Departures::default(),
+        })
     }
-    removed.devices = doomed.len() as u64;
-    let requests = match doomed.as_slice() {
-        [] => return Ok(removed),
-        [one] => vec![requests::remove_link(&one.name, Some(one.index))],
-        many => {
-            if let Some(stranger) = stranger(&mut socket)? {
-                tracing::warn!(
-                    device = stranger.name,
-                    group = REMOVAL_GROUP,
-                    "a device that is not Sluice's is in the group Sluice removes pods' devices by, so they are removed one by one, \
-                     slowly; take it out of that group: ip link set dev NAME group 0"
-                );
-                one_by_one(many)
-            } else {
-                mark(&mut socket, many)?;
-                vec![requests::remove_group(REMOVAL_GROUP)]
+
+    /// Removes the devices asked for in the calling thread's network namespace: when it returns they are gone.
+    ///
+    /// # Errors
+    /// The kernel refused something; any of them may be left.
+    pub fn remove(&self, asks: &[Ask]) -> Result<Removed, NetlinkError> {
+        let mut socket = Netlink::open()?;
+        let mut removed = Removed::default();
+        let mut doomed = Vec::new();
+        for some in asks.chunks(LOOKS) {
+            let mut links = look(&mut socket, some)?;
+            for ask in some {
+                let link = links.iter().position(|link| link.index == ask.index);
+                let outcome = judge(ask, link.map(|position| links.swap_remove(position)).as_ref());
+                if outcome == Ok(true) {
+                    doomed.push(ask);
+                }
+                removed.outcomes.push(outcome.map(drop));
             }
         }
-    };
-    removed.groups = requests.len() as u64;
-    let devices: BTreeSet<u32> = doomed.iter().map(|ask| ask.index).collect();
-    departures.remove(requests, devices)?;
-    Ok(removed)
+        let request = match doomed.as_slice() {
+            [] => return Ok(removed),
+            [one] => requests::remove_link(&one.name, Some(one.index)),
+            many => {
+                socket.batch(&self.mark(many))?;
+                requests::remove_group(self.number)
+            }
+        };
+        let devices: BTreeSet<u32> = doomed.iter().map(|ask| ask.index).collect();
+        removed.devices = devices.len() as u64;
+        removed.groups = 1;
+        self.departures.remove(request, devices)?;
+        Ok(removed)
+    }
+
+    /// What puts devices into the group.
+    fn mark(&self, doomed: &[&Ask]) -> Vec<Request> {
+        doomed
+            .iter()
+            .map(|ask| requests::set_group(&ask.name, ask.index, self.number))
+            .collect()
+    }
 }
 
 /// The devices at the indices asked about, as far as there are any.
@@ -99,27 +125,4 @@ fn judge(ask: &Ask, found: Option<&Link>) -> Result<bool, String> {
             ask.index, link.name, link.alias, ask.name
         )),
     }
-}
-
-/// A device in the group that is no pod's.
-fn stranger(socket: &mut Netlink) -> Result<Option<Link>, NetlinkError> {
-    let all = links(socket.batch(&[requests::list_all_links()])?);
-    Ok(all
-        .into_iter()
-        .find(|link| link.group == REMOVAL_GROUP && link.serves().is_none()))
-}
-
-/// Puts devices into the group.
-fn mark(socket: &mut Netlink, doomed: &[&Ask]) -> Result<(), NetlinkError> {
-    let marks: Vec<_> = doomed
-        .iter()
-        .map(|ask| requests::set_group(&ask.name, ask.index, REMOVAL_GROUP))
-        .collect();
-    socket.batch(&marks).map(drop)
-}
-
-fn one_by_one(doomed: &[&Ask]) -> Vec<Request> {
-    let each = doomed.iter();
-    each.map(|ask| requests::remove_link(&ask.name, Some(ask.index)))
-        .collect()
 }

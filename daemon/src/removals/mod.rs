@@ -1,11 +1,9 @@
 //! Removals of pods' devices, gathered: many asked for at about the same time cost the kernel's wait once.
 //!
-//! Owns the socket `removals.sock`, one thread, and the device group [`REMOVAL_GROUP`]; what is said over the socket is
+//! Owns the socket `removals.sock`, a thread and those that wait for the kernel, and a device group; what is said over the socket is
 //! in [`sluice_cni::removals`]. [`callers`] gathers requests, [`group`] removes their devices. Never touches a device
 //! that is not a pod's by name and alias, an address, or the daemon's state; never makes the owner task or the runtime
 //! wait. Nothing is kept: a daemon killed at any moment leaves devices that whoever asked removes itself.
-//!
-//! [`REMOVAL_GROUP`]: sluice_cni::names::REMOVAL_GROUP
 
 mod callers;
 mod departures;
@@ -21,7 +19,7 @@ use nix::sys::socket::{Backlog, listen};
 
 use crate::private_socket;
 use callers::Callers;
-use departures::Departures;
+use group::Group;
 
 /// What has been removed since the daemon started.
 #[derive(Debug, Default)]
@@ -52,13 +50,13 @@ pub fn serve(path: &Path) -> anyhow::Result<Arc<Counts>> {
     // As many as the machine allows: a node's pods may all go at once.
     listen(&listener, Backlog::MAXCONN).with_context(listening)?;
     listener.set_nonblocking(true).with_context(listening)?;
+    let group = Group::choose().context("choosing a group for devices that are removed together")?;
     let counts = Arc::new(Counts::default());
     let counted = Arc::clone(&counts);
     let removing = move || {
         let mut callers = Callers::new(listener);
-        let departures = Departures::default();
         loop {
-            remove(callers.gather(), &departures, &counted);
+            remove(callers.gather(), &group, &counted);
         }
     };
     thread::Builder::new()
@@ -69,9 +67,9 @@ pub fn serve(path: &Path) -> anyhow::Result<Arc<Counts>> {
 }
 
 /// Removes what was asked for and tells who asked.
-fn remove(asked: Vec<callers::Asked>, departures: &Departures, counts: &Counts) {
+fn remove(asked: Vec<callers::Asked>, group: &Group, counts: &Counts) {
     let asks: Vec<_> = asked.iter().map(|asked| asked.ask.clone()).collect();
-    match group::remove(&asks, departures) {
+    match group.remove(&asks) {
         Ok(removed) => {
             counts.devices.fetch_add(removed.devices, Ordering::Relaxed);
             counts.groups.fetch_add(removed.groups, Ordering::Relaxed);
