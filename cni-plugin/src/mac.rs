@@ -89,12 +89,22 @@ pub fn rate_device(attachment: &Attachment) -> String {
 
 /// Whether a device of this name is the host's end of some pod.
 pub fn is_host_device(name: &str) -> bool {
-    name.strip_prefix(DEVICE_PREFIX).is_some_and(|rest| {
-        rest.len() == 9
-            && rest
-                .bytes()
-                .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
-    })
+    let rest = name.strip_prefix(DEVICE_PREFIX);
+    rest.is_some_and(|rest| rest.len() == 9 && is_hexadecimal(rest))
+}
+
+/// Whether a device of this name limits what some pod sends.
+pub fn is_rate_device(name: &str) -> bool {
+    let rest = name
+        .strip_prefix(DEVICE_PREFIX)
+        .and_then(|rest| rest.strip_prefix('r'));
+    rest.is_some_and(|rest| rest.len() == 8 && is_hexadecimal(rest))
+}
+
+/// As the names are written.
+fn is_hexadecimal(text: &str) -> bool {
+    text.bytes()
+        .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[cfg(test)]
@@ -124,9 +134,11 @@ mod tests {
         for number in 0..20_000 {
             let name = host_device(&attachment(&format!("pod{number}")));
             assert!(name.len() == 15 && name.starts_with(DEVICE_PREFIX), "{name}");
-            names.insert(name);
+            names.insert(name.clone());
             let rate = rate_device(&attachment(&format!("pod{number}")));
             assert!(rate.len() == 15 && names.insert(rate.clone()), "{rate}");
+            assert!(is_host_device(&name) && !is_host_device(&rate), "{name} {rate}");
+            assert!(is_rate_device(&rate) && !is_rate_device(&name), "{name} {rate}");
         }
         assert_eq!(names.len(), 40_000);
         let other = Attachment::new("pod0", "eth1").unwrap();

@@ -21,7 +21,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use crate::mac::is_host_device;
+use crate::mac::{is_host_device, is_rate_device};
 
 /// Longest line either side takes, its end included, in bytes.
 pub const MAX_LINE: usize = 128;
@@ -66,7 +66,7 @@ impl FromStr for Ask {
             .ok()
             .filter(|index| (1..=i32::MAX as u32).contains(index));
         let index = index.ok_or_else(wrong)?;
-        if !is_host_device(name) {
+        if !is_host_device(name) && !is_rate_device(name) {
             return Err(format!("{name:?} is no pod's device"));
         }
         Ok(Self {
@@ -114,12 +114,17 @@ mod tests {
             name: "sluice0123abcde".to_owned(),
         };
         assert_eq!(ask.to_string().parse(), Ok(ask));
+        assert!(
+            "remove 17 sluicer0123abcd".parse::<Ask>().is_ok(),
+            "what limits it is a pod's too"
+        );
         for wrong in [
             "",
             "remove",
             "remove 17",
             "remove 17 eth0",
             "remove 17 sluice-vxlan",
+            "remove 17 sluicer0123abc",
             "remove 17 sluice0123abcde again",
             "remove  17 sluice0123abcde",
             "remove 0 sluice0123abcde",

@@ -257,21 +257,23 @@ fn explain(plan: &Plan, error: NetlinkError) -> Failure {
 }
 
 /// Cuts the pod of `attachment` off at once, and asks the daemon that listens at `removals` to remove the host's end of
-/// its pair together with others. Whoever calls this looks afterwards, since the daemon may be away.
+/// its pair, together with others, and then what limits it. Whoever calls this looks afterwards, since the daemon may be away.
 ///
 /// # Errors
-/// Code 100 when the device serves another, or with the kernel's answer.
+/// Code 100 when a device serves another, or with the kernel's answer.
 pub fn retire(attachment: &Attachment, removals: &Path) -> Result<(), Failure> {
     let mut host = Netlink::open()?;
-    let (name, alias) = (mac::host_device(attachment), attachment.to_string());
-    let Some(link) = look_up(&mut host, &name)? else {
-        return Ok(());
-    };
-    check_served(&link, &alias)?;
-    let index = link.index;
-    // Should it be refused, the removal says why, or does it all the same.
-    let _ = host.batch(&[requests::set_down(&name, index)]);
-    removals::ask(removals, &Ask { index, name });
+    let alias = attachment.to_string();
+    for name in [mac::host_device(attachment), mac::rate_device(attachment)] {
+        let Some(link) = look_up(&mut host, &name)? else {
+            continue;
+        };
+        check_served(&link, &alias)?;
+        let index = link.index;
+        // Should it be refused, the removal says why, or does it all the same.
+        let _ = host.batch(&[requests::set_down(&name, index)]);
+        removals::ask(removals, &Ask { index, name });
+    }
     Ok(())
 }
 

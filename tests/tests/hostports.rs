@@ -309,6 +309,9 @@ fn a_limited_pod_is_reached_from_everywhere_and_leaves_no_limit_behind() {
         .run(&["sluice-lab", "cni-check", "slow"])
         .unwrap();
     lab.pod_rm("slow").unwrap();
+    // The daemon removed both: the pair and what limits it.
+    let status = lab.ctl_json("node1", &["status"]).unwrap();
+    assert_eq!(status["removals"]["devices"], 2, "{}", status["removals"]);
     let left = limits(&lab) + &lab.node("node1").run(&["ip", "-o", "link"]).unwrap();
     assert!(!left.contains("tbf") && !left.contains("sluicer"), "{left}");
 }
