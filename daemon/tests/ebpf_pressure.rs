@@ -115,12 +115,16 @@ fn a_port_rests_while_its_endpoint_may_remember_it() {
         let (mut proxy, device) = open(node);
         let first = tcp("198.51.100.7:5000", "192.0.2.1:30080", SYN);
         let clients = StoodIn::new(&mut proxy, &device, Protocol::Tcp, first);
+        let mut rest = BTreeSet::new();
         for client in 0..CLOSED {
             let first = clients.first_of(client);
             let left = clients.leaves(&first).unwrap();
             clients.answered(&left, FIN | ACK);
             clients.leaves(&first.flags(FIN | ACK)).unwrap();
+            rest.insert(left.source);
         }
+        // Who finds none free in sixteen tries, one in ten runs of this, has that of a connection that is over.
+        assert!(rest.len() > CLOSED as usize - 10, "{}", rest.len());
         std::thread::sleep(Duration::from_millis(10_500));
         proxy.tend().unwrap();
         let entries = |proxy: &EbpfProxy| {
@@ -129,7 +133,7 @@ fn a_port_rests_while_its_endpoint_may_remember_it() {
             table.unwrap().entries
         };
         assert_eq!(proxy.connections().unwrap(), []);
-        assert_eq!(entries(&proxy), CLOSED as usize, "the ports alone");
+        assert_eq!(entries(&proxy), rest.len(), "the ports alone");
 
         let (mut live, mut ports) = (Vec::new(), BTreeSet::new());
         for client in CLOSED..PORTS + 2_000 {
