@@ -145,28 +145,36 @@ fn step(bar: &ProgressBar, what: &str, length: usize) {
     bar.set_length(length as u64);
 }
 
-/// One call for each of `pods` at the same time: how long each took, and all together.
+/// One call for each of `pods` at the same time: how long each took, and all together, from the first's start to the last's end.
 ///
 /// # Errors
 /// A call failed.
 pub fn at_once(contender: &Contender, verb: &str, pods: &[Pod]) -> Result<(Vec<Duration>, Duration)> {
-    let barrier = Barrier::new(pods.len() + 1);
+    let barrier = Barrier::new(pods.len());
     thread::scope(|scope| {
         let call = |pod| {
             let barrier = &barrier;
             scope.spawn(move || {
                 barrier.wait();
-                contender.call(verb, pod)
+                let start = Instant::now();
+                contender
+                    .call(verb, pod)
+                    .map(|took| (start, took, Instant::now()))
             })
         };
         let calls: Vec<_> = pods.iter().map(call).collect();
-        barrier.wait();
-        let start = Instant::now();
         let joined = calls.into_iter().map(|call| {
             let took = call.join();
             took.map_err(|_| anyhow!("a thread that calls {} panicked", contender.name))?
         });
         let each = joined.collect::<Result<Vec<_>>>()?;
-        Ok((each, start.elapsed()))
+        let (first, last) = (
+            each.iter().map(|(start, ..)| *start).min(),
+            each.iter().map(|(.., end)| *end).max(),
+        );
+        let all = last
+            .zip(first)
+            .map_or(Duration::ZERO, |(last, first)| last - first);
+        Ok((each.into_iter().map(|(_, took, _)| took).collect(), all))
     })
 }
