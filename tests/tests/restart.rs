@@ -139,7 +139,7 @@ const MANY: usize = 250;
 
 /// Adds pods one after the other, as a kubelet does that finds none of its own running.
 fn fill(node: &Node<'_>, name: &str) {
-    let add = format!("sluice-lab cni-add {name}-$i id-{name}-$i '{{}}' >/dev/null");
+    let add = format!("sluice-lab cni-add {name}-$i id-{name}-$i '{{}}' >/dev/null || exit 1");
     node.sh(&format!("for i in $(seq {MANY}); do {add}; done"))
         .unwrap();
     let devices = node.run(&["ip", "-o", "link", "show", "type", "veth"]).unwrap();
@@ -165,7 +165,7 @@ fn a_node_that_is_rebooted_has_all_of_its_250_pods_back() {
     lab.stop_sluiced("node1").unwrap();
     reboot(&node);
     // Not the shell's own.
-    let forget = format!("for i in $(seq {MANY}); do /sbin/ip netns del before-$i; done");
+    let forget = format!("for i in $(seq {MANY}); do /sbin/ip netns del before-$i || exit 1; done");
     node.sh(&forget).unwrap();
     lab.start_sluiced("node1").unwrap();
     wait_until("the node takes pods", PATIENCE, || {
@@ -181,6 +181,6 @@ fn a_node_that_is_rebooted_has_all_of_its_250_pods_back() {
     for address in &pod.addresses {
         assert_eq!(node.get(&address.to_string(), 8080, "").unwrap(), "last");
     }
-    let checks = format!("for i in $(seq {MANY}); do sluice-lab cni-check after-$i; done");
+    let checks = format!("for i in $(seq {MANY}); do sluice-lab cni-check after-$i || exit 1; done");
     node.sh(&checks).unwrap();
 }
