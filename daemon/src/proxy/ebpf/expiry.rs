@@ -5,8 +5,9 @@
 use std::collections::{HashMap, HashSet};
 
 use anyhow::Result;
-use sluice_ebpf_types::{Connection, ConnectionKey, UDP, direction, role, seen};
+use sluice_ebpf_types::{Connection, ConnectionKey, UDP, role, seen};
 
+use super::connection_entries::{Removals, has_master};
 use super::tables::Tables;
 
 const SECOND: u64 = 1_000_000_000;
@@ -68,7 +69,7 @@ impl Expiry {
 
     fn expire_connections(&mut self, tables: &mut Tables, now: u64) -> Result<()> {
         let (mut expired, mut live, mut ports) = (Vec::new(), Vec::new(), Vec::new());
-        let mut alone = HashSet::new();
+        let mut alone = HashMap::new();
         let mut failure = None;
         let mut entries = 0;
         tables.connections.walk(|key, value| {
@@ -88,7 +89,7 @@ impl Expiry {
                 match has_master(tables, &key, &value) {
                     Ok(true) => {}
                     Ok(false) => {
-                        alone.insert(key);
+                        alone.insert(key, value);
                     }
                     Err(error) => failure = Some(error),
                 }
@@ -97,8 +98,9 @@ impl Expiry {
         if let Some(error) = failure {
             return Err(error);
         }
+        let mut removals = Removals::default();
         for (key, value) in &expired {
-            entries -= remove(tables, key, value, seen::lingers(value.seen))?;
+            entries -= removals.remove(tables, key, value, seen::lingers(value.seen))?;
         }
         // A connection may have lost some of its entries already: what counts is what is really gone.
         let mut excess = excess(entries, tables.connections.capacity());
@@ -112,18 +114,20 @@ impl Expiry {
         }
         if excess > 0 {
             for (key, value) in dispensable(live, now) {
-                excess = excess.saturating_sub(remove(tables, &key, &value, false)?);
+                excess = excess.saturating_sub(removals.remove(tables, &key, &value, false)?);
                 self.given_up += 1;
                 if excess == 0 {
                     break;
                 }
             }
         }
-        for key in self.alone.intersection(&alone) {
-            tables.connections.remove(key)?;
+        for (key, value) in &alone {
+            if self.alone.contains(key) {
+                removals.remove_orphan(tables, key, value)?;
+            }
         }
-        self.alone = alone;
-        Ok(())
+        self.alone = alone.into_keys().collect();
+        removals.finish(tables)
     }
 }
 
@@ -156,18 +160,6 @@ fn dispensable(mut live: Vec<(ConnectionKey, Connection)>, now: u64) -> Vec<(Con
     live
 }
 
-/// Removes a connection, given its `FORWARD` entry, but for its stand-in's port where that `lingers`; says how many entries went.
-fn remove(tables: &mut Tables, key: &ConnectionKey, forward: &Connection, lingers: bool) -> Result<usize> {
-    let mut removed = 0;
-    for part in parts(key, forward) {
-        let is_unsource = part.direction == direction::IN && part != *key;
-        if !(lingers && is_unsource) {
-            removed += usize::from(tables.connections.remove(&part)?);
-        }
-    }
-    Ok(removed)
-}
-
 /// Whether this entry keeps a stand-in's port from others, though its connection may be gone.
 fn lingers(entry: &Connection, now: u64) -> bool {
     entry.role == role::UNSOURCE
@@ -188,74 +180,6 @@ fn limit(key: &ConnectionKey, entry: &Connection) -> u64 {
     } else {
         TCP_ESTABLISHED
     }
-}
-
-/// The keys of all entries of the connection with this `FORWARD` entry, that one last.
-fn parts(key: &ConnectionKey, forward: &Connection) -> Vec<ConnectionKey> {
-    let undest = ConnectionKey {
-        source: forward.address,
-        source_port: forward.port,
-        destination: key.source,
-        destination_port: key.source_port,
-        direction: direction::OUT,
-        ..*key
-    };
-    let mut parts = vec![undest];
-    if !forward.stand_in.is_unspecified() {
-        parts.push(ConnectionKey {
-            destination: forward.stand_in,
-            destination_port: forward.stand_in_port,
-            direction: direction::IN,
-            ..undest
-        });
-        parts.push(ConnectionKey {
-            destination: forward.address,
-            destination_port: forward.port,
-            direction: direction::OUT,
-            ..*key
-        });
-    }
-    parts.push(*key);
-    parts
-}
-
-/// Whether the connection this entry is part of has its `FORWARD` entry, and that knows of this one.
-fn has_master(tables: &Tables, key: &ConnectionKey, entry: &Connection) -> Result<bool> {
-    // From each role to client and endpoint.
-    let (client, backend) = match entry.role {
-        role::SOURCE => (
-            (key.source, key.source_port),
-            (key.destination, key.destination_port),
-        ),
-        role::UNSOURCE => ((entry.address, entry.port), (key.source, key.source_port)),
-        _ => (
-            (key.destination, key.destination_port),
-            (key.source, key.source_port),
-        ),
-    };
-    let undest = ConnectionKey {
-        source: backend.0,
-        source_port: backend.1,
-        destination: client.0,
-        destination_port: client.1,
-        direction: direction::OUT,
-        ..*key
-    };
-    let Some(frontend) = tables.connections.get(&undest)? else {
-        return Ok(false);
-    };
-    let forward = ConnectionKey {
-        source: client.0,
-        source_port: client.1,
-        destination: frontend.address,
-        destination_port: frontend.port,
-        direction: direction::IN,
-        ..*key
-    };
-    Ok(tables
-        .connections
-        .get(&forward)?
-        .is_some_and(|value| parts(&forward, &value).contains(key)))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod addresses;
 mod audit;
 mod backend_set;
 mod batch;
+mod connection_entries;
 mod connections;
 mod devices;
 mod endpoints;
@@ -28,6 +29,7 @@ mod sock_diag;
 mod sources;
 mod stale_sockets;
 mod tables;
+mod take;
 mod wanted;
 
 use std::collections::{BTreeMap, HashMap};

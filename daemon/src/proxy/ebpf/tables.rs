@@ -16,6 +16,10 @@ use sluice_ebpf_types::{
 
 use super::batch;
 use super::endpoints::Slots;
+use super::take::take as take_entry;
+
+/// include/uapi/linux/bpf.h: only create what is not there.
+const BPF_NOEXIST: u64 = 1;
 
 /// One hash map of the kernel's, or a trie, which is asked the same way.
 pub(super) struct Table<K: Pod, V: Pod> {
@@ -78,6 +82,16 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
+    /// Creates the value under `key`; what is there already stays.
+    pub fn add(&mut self, key: &K, value: &V) -> Result<()> {
+        match self.map.insert(key, value, BPF_NOEXIST) {
+            Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => {
+                Ok(())
+            }
+            result => result.with_context(|| format!("adding to {}", self.name)),
+        }
+    }
+
     /// Removes `key`; false if it was not there.
     pub fn remove(&mut self, key: &K) -> Result<bool> {
         match self.map.remove(key) {
@@ -88,6 +102,11 @@ impl<K: Pod, V: Pod> Table<K, V> {
             }
             Err(error) => Err(error).with_context(|| format!("deleting from {}", self.name)),
         }
+    }
+
+    /// Removes `key` and gives what it had, in one.
+    pub fn take_entry(&mut self, key: &K) -> Result<Option<V>> {
+        take_entry(&self.descriptor, key).with_context(|| format!("taking from {}", self.name))
     }
 
     /// How many entries it can hold.
