@@ -34,9 +34,13 @@ impl Removals {
         forward: &Connection,
         lingers: bool,
     ) -> Result<usize> {
+        if tables.connections.get(key)? != Some(*forward) {
+            return Ok(0);
+        }
         // First, as the programs do it: a client that comes after this has no connection, and is given all of one.
         match tables.connections.take_entry(key)? {
             None => return Ok(0),
+            // Begun between these two calls.
             Some(there) if there != *forward => {
                 tables.connections.add(key, &there)?;
                 return Ok(0);
@@ -49,6 +53,7 @@ impl Removals {
                 removed += usize::from(tables.connections.remove(&part)?);
             }
         }
+        complete(tables, key)?;
         Ok(removed)
     }
 
@@ -69,7 +74,7 @@ impl Removals {
         Ok(())
     }
 
-    /// Gives the connections that began meanwhile what of theirs was removed with their clients' last ones.
+    /// Gives the connections that were just being entered what of theirs was removed with their clients' last ones.
     ///
     /// # Errors
     /// The kernel's.
@@ -78,15 +83,18 @@ impl Removals {
             return Ok(());
         }
         sleep(PACKET);
-        for key in self.keys {
-            if let Some(forward) = tables.connections.get(&key)? {
-                for (part, entry) in parts(&key, &forward) {
-                    tables.connections.add(&part, &entry)?;
-                }
-            }
-        }
-        Ok(())
+        self.keys.iter().try_for_each(|key| complete(tables, key))
     }
+}
+
+/// Makes a connection whole, if there is one under this key of a `FORWARD` entry.
+fn complete(tables: &mut Tables, key: &ConnectionKey) -> Result<()> {
+    let Some(forward) = tables.connections.get(key)? else {
+        return Ok(());
+    };
+    parts(key, &forward)
+        .iter()
+        .try_for_each(|(part, entry)| tables.connections.add(part, entry))
 }
 
 /// All entries of the connection with this `FORWARD` entry but that one, as they are made.
