@@ -16,7 +16,7 @@ use sluice_daemon::network::Device;
 use sluice_daemon::proxy::ebpf::EbpfProxy;
 use sluice_daemon::proxy::{Proxy, Surroundings};
 use sluice_daemon::state::service_port::{Family, FrontendKind, Place, Protocol};
-use sluice_ebpf_types::{Address, Connection, ConnectionKey, direction, role, seen};
+use sluice_ebpf_types::{Address, Connection, ConnectionKey, direction};
 
 fn backends() -> [SocketAddr; 3] {
     [1, 2, 3].map(|last| SocketAddr::new(IpAddr::from([10, 244, 1, last]), 8080))
@@ -185,66 +185,6 @@ fn upkeep_forgets_the_idle_and_the_orphaned_and_nothing_else() {
         assert_eq!(all(&map).len(), 3, "what is alone may be about to be completed");
         proxy.tend().unwrap();
         assert_eq!(all(&map), []);
-    });
-}
-
-/// S5 S13: clients use their ports again at the very moment in which upkeep forgets what these were used for.
-#[test]
-fn upkeep_keeps_what_begins_meanwhile() {
-    const ROUNDS: u32 = 100;
-    const FRONTEND: &str = "192.0.2.1:30080";
-    on_node(|node| {
-        ip("link add uplink type veth peer name fabric");
-        let mut proxy = node.open();
-        let surroundings = Surroundings {
-            devices: vec![named("uplink")],
-            pod_network_addresses: vec!["10.244.1.0".parse().unwrap()],
-            ..Surroundings::default()
-        };
-        proxy.adjust(&surroundings).unwrap();
-        let mut service = port(&[(FRONTEND, FrontendKind::NodePort)], &backends()[..1]);
-        service.backends[0].place = Place::PodNetwork;
-        let key = key("web", Protocol::Tcp, Family::V4);
-        sync(&mut proxy, &Desired::from([(key, service)]));
-        let programs = device::Device::attached(&node.options.pins, "uplink");
-        let path = node.options.pins.join("maps/connections_v1");
-        let map = Map::LruHashMap(MapData::from_pin(path).unwrap());
-        let mut map: HashMap<_, ConnectionKey, Connection> = HashMap::try_from(map).unwrap();
-
-        let openings: Vec<packet::Packet> = (1..=200)
-            .map(|number| packet::tcp(&format!("198.51.100.1:{}", 5000 + number), FRONTEND, packet::SYN))
-            .collect();
-        for round in 0..ROUNDS {
-            for opening in &openings {
-                programs.packet_in(opening).unwrap();
-            }
-            let all: Vec<_> = map.iter().map(Result::unwrap).collect();
-            for (key, mut value) in all.into_iter().filter(|(_, value)| value.role == role::FORWARD) {
-                value.seen = seen::REPLY | seen::CLIENT_FIN | seen::BACKEND_FIN;
-                value.last_seen = 1;
-                map.insert(key, value, 0).unwrap();
-            }
-            std::thread::scope(|scope| {
-                scope.spawn(|| proxy.tend().unwrap());
-                for opening in &openings {
-                    programs.packet_in(opening).unwrap();
-                }
-            });
-            for opening in &openings {
-                let routed = programs.packet_in(&opening.flags(packet::ACK)).unwrap();
-                assert_eq!(routed.destination, backends()[0], "in round {round}");
-                let sent = programs.packet_out(&routed).unwrap();
-                assert_eq!(
-                    sent.source.ip(),
-                    IpAddr::from([10, 244, 1, 0]),
-                    "in round {round}"
-                );
-                let answered = programs.packet_in(&sent.reply(packet::ACK)).unwrap();
-                assert_eq!(answered, routed.reply(packet::ACK), "in round {round}");
-                let answer = programs.packet_out(&answered).unwrap();
-                assert_eq!(answer, opening.reply(packet::ACK), "in round {round}");
-            }
-        }
     });
 }
 

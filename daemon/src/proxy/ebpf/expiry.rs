@@ -58,11 +58,14 @@ impl Expiry {
                 .get(&key.service)
                 .map_or(0, |seconds| u64::from(*seconds) * SECOND);
             if now.saturating_sub(value.last_used) >= limit {
-                expired.push(key);
+                expired.push((key, value));
             }
         })?;
-        for key in expired {
-            tables.affinity.remove(&key)?;
+        for (key, value) in expired {
+            // Its client may have come back since.
+            if tables.affinity.get(&key)? == Some(value) {
+                tables.affinity.remove(&key)?;
+            }
         }
         Ok(())
     }
@@ -107,9 +110,15 @@ impl Expiry {
         if excess > 0 {
             // Hardly ever somebody's connection: at worst the next one begins a second late.
             ports.sort_by_key(|(last_seen, _)| *last_seen);
-            ports.truncate(excess);
-            for (_, key) in ports {
-                excess -= usize::from(tables.connections.remove(&key)?);
+            for (last_seen, key) in ports {
+                // It may be another connection's by now.
+                let port = tables.connections.get(&key)?;
+                if port.is_some_and(|port| port.last_seen == last_seen) {
+                    excess -= usize::from(tables.connections.remove(&key)?);
+                }
+                if excess == 0 {
+                    break;
+                }
             }
         }
         if excess > 0 {
