@@ -1,5 +1,6 @@
 //! `sluicectl`: what this node does and whether it is well.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -132,8 +133,9 @@ fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         }
         Command::Delete(doomed) => return objects::delete(&arguments.config, doomed),
         Command::Completion { shell } => {
-            let mut command = Arguments::command();
-            clap_complete::generate(*shell, &mut command, "sluicectl", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Arguments::command(), "sluicectl", &mut script);
+            say(&String::from_utf8(script)?)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -165,9 +167,18 @@ fn print<T: serde::Serialize>(
     text: impl FnOnce() -> String,
 ) -> anyhow::Result<()> {
     match output {
-        Output::Text => println!("{}", text().trim_end()),
-        Output::Json => println!("{}", serde_json::to_string_pretty(value)?),
-        Output::Yaml => print!("{}", serde_saphyr::to_string(value).context("writing YAML")?),
+        Output::Text => say(&text()),
+        Output::Json => say(&serde_json::to_string_pretty(value)?),
+        Output::Yaml => say(&serde_saphyr::to_string(value).context("writing YAML")?),
     }
-    Ok(())
+}
+
+/// Prints lines. A reader who has seen enough, as `head` has, ends the printing and nothing else.
+fn say(lines: &str) -> anyhow::Result<()> {
+    let mut output = io::stdout().lock();
+    let said = writeln!(output, "{}", lines.trim_end()).and_then(|()| output.flush());
+    match said {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        said => said.context("printing"),
+    }
 }

@@ -12,7 +12,7 @@ use sluice_daemon::datastore::etcd::Stored;
 use sluice_daemon::datastore::etcd::objects::{Objects, kind_called};
 use sluice_daemon::state::objects::ObjectName;
 
-use crate::runtime;
+use crate::{runtime, say};
 
 /// Where YAML is.
 #[derive(Args)]
@@ -58,8 +58,8 @@ pub fn apply(config: &Path, files: &Files) -> anyhow::Result<ExitCode> {
             let (text, source) = read(file)?;
             for applied in objects.apply(&text, &source).await? {
                 match applied.remark {
-                    Some(remark) => println!("{} {}: {remark}", applied.object, applied.what),
-                    None => println!("{} {}", applied.object, applied.what),
+                    Some(remark) => say(&format!("{} {}: {remark}", applied.object, applied.what))?,
+                    None => say(&format!("{} {}", applied.object, applied.what))?,
                 }
             }
         }
@@ -97,7 +97,10 @@ pub fn delete(config: &Path, doomed: &Doomed) -> anyhow::Result<ExitCode> {
         anyhow::Ok(gone)
     })?;
     for (object, was_there) in &gone {
-        println!("{object} {}", if *was_there { "deleted" } else { "not found" });
+        say(&format!(
+            "{object} {}",
+            if *was_there { "deleted" } else { "not found" }
+        ))?;
     }
     Ok(if gone.iter().all(|(_, was_there)| *was_there) {
         ExitCode::SUCCESS
