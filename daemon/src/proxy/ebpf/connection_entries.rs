@@ -11,7 +11,7 @@ use sluice_ebpf_types::{Connection, ConnectionKey, direction, role};
 
 use super::tables::Tables;
 
-/// Longer than a program takes for a packet, with which it is not interrupted: what it was entering is there after that.
+/// Longer than a program takes for a packet, and interrupts besides: what it was entering is there after that.
 const PACKET: Duration = Duration::from_millis(1);
 
 /// The connections removed in one go, whose clients may have begun others meanwhile.

@@ -123,8 +123,9 @@ impl Expiry {
         }
         if excess > 0 {
             for (key, value) in dispensable(live, now) {
-                excess = excess.saturating_sub(removals.remove(tables, &key, &value, false)?);
-                self.given_up += 1;
+                let gone = removals.remove(tables, &key, &value, false)?;
+                excess = excess.saturating_sub(gone);
+                self.given_up += u64::from(gone > 0);
                 if excess == 0 {
                     break;
                 }
