@@ -55,6 +55,13 @@ impl Cidrs {
         self.0.iter().any(|cidr| Family::of(cidr.ip()) == family)
     }
 
+    /// The one that shares addresses with `other`.
+    pub fn overlapping(&self, other: &IpNetwork) -> Option<&IpNetwork> {
+        self.0
+            .iter()
+            .find(|cidr| cidr.contains(other.network()) || other.contains(cidr.network()))
+    }
+
     /// Whether `inner` lies wholly in one of them.
     pub fn contain(&self, inner: &IpNetwork) -> bool {
         self.0

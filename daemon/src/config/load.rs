@@ -132,6 +132,17 @@ impl Config {
                  add one there or take {cidr} out"
             ));
         }
+        let shared = self
+            .service_cidrs
+            .iter()
+            .find_map(|services| Some((services, self.cluster_cidrs.overlapping(services)?)));
+        if let Some((services, pods)) = shared {
+            return Some(format!(
+                "serviceCIDRs has {services}, which overlaps {pods} of clusterCIDRs: a Service could get a pod's address; \
+                 write both as the cluster has them (kubeadm's serviceSubnet and podSubnet), or serviceCIDRs: [] if what gives out \
+                 pod CIDRs there leaves those of Services out"
+            ));
+        }
         if self.network.vxlan.vni == 0 || self.network.vxlan.vni >= 1 << 24 {
             return Some(format!(
                 "network.vxlan.vni is {}; 1 to 16777215 is wanted",
@@ -232,6 +243,14 @@ mod tests {
             (
                 "serviceCIDRs: ['fd00:96::/112']\n",
                 "no network of that address family",
+            ),
+            (
+                "clusterCIDRs: [10.96.0.0/16]\n",
+                "serviceCIDRs has 10.96.0.0/12, which overlaps 10.96.0.0/16 of clusterCIDRs",
+            ),
+            (
+                "serviceCIDRs: [10.244.128.0/20]\n",
+                "serviceCIDRs has 10.244.128.0/20, which overlaps 10.244.0.0/16 of clusterCIDRs",
             ),
             (
                 "network:\n  backend: vxlam\n",

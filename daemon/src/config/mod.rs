@@ -30,7 +30,7 @@ pub struct Config {
     /// The networks all pods are in, one per address family.
     #[serde(rename = "clusterCIDRs")]
     pub cluster_cidrs: Cidrs,
-    /// The networks ClusterIPs are in, one per address family.
+    /// The networks ClusterIPs are in, one per address family, none of them among the pods'. A Service outside of them is served all the same.
     #[serde(rename = "serviceCIDRs")]
     pub service_cidrs: Cidrs,
     /// Pods' addresses.
