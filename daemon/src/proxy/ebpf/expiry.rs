@@ -71,46 +71,33 @@ impl Expiry {
     }
 
     fn expire_connections(&mut self, tables: &mut Tables, now: u64) -> Result<()> {
-        let (mut expired, mut live, mut ports) = (Vec::new(), Vec::new(), Vec::new());
-        let mut alone = HashMap::new();
-        let mut failure = None;
-        let mut entries = 0;
-        tables.connections.walk(|key, value| {
-            entries += 1;
-            if value.role == role::FORWARD {
-                if now.saturating_sub(value.last_seen) >= limit(&key, &value) {
-                    expired.push((key, value));
-                } else {
-                    live.push((key, value));
-                }
-            } else if lingers(&value, now) {
-                // Its connection is over, or half so and as little worth by now.
-                if now.saturating_sub(value.last_seen) >= CLOSED {
-                    ports.push((value.last_seen, key));
-                }
-            } else {
-                match has_master(tables, &key, &value) {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        alone.insert(key, value);
-                    }
-                    Err(error) => failure = Some(error),
-                }
-            }
-        })?;
-        if let Some(error) = failure {
-            return Err(error);
-        }
+        let found = Found::read(tables, now)?;
         let mut removals = Removals::default();
-        for (key, value) in &expired {
-            entries -= removals.remove(tables, key, value, seen::lingers(value.seen))?;
+        let removed = self.make_room(tables, found, now, &mut removals);
+        // After an error too: what was removed until then may have been a new connection's.
+        let finished = removals.finish(tables);
+        removed.and(finished)
+    }
+
+    /// Removes what is over, then what is in others' way, then what is left of connections.
+    fn make_room(
+        &mut self,
+        tables: &mut Tables,
+        mut found: Found,
+        now: u64,
+        removals: &mut Removals,
+    ) -> Result<()> {
+        for (key, value) in &found.expired {
+            let gone = removals.remove(tables, key, value, seen::lingers(value.seen))?;
+            // What was entered during the walk may not have been counted.
+            found.entries = found.entries.saturating_sub(gone);
         }
         // A connection may have lost some of its entries already: what counts is what is really gone.
-        let mut excess = excess(entries, tables.connections.capacity());
+        let mut excess = excess(found.entries, tables.connections.capacity());
         if excess > 0 {
-            // Hardly ever somebody's connection: at worst the next one begins a second late.
-            ports.sort_by_key(|(last_seen, _)| *last_seen);
-            for (last_seen, key) in ports {
+            // Hardly ever somebody's connection: at worst the next one begins late.
+            found.ports.sort_by_key(|(last_seen, _)| *last_seen);
+            for (last_seen, key) in found.ports {
                 // It may be another connection's by now.
                 let port = tables.connections.get(&key)?;
                 if port.is_some_and(|port| port.last_seen == last_seen) {
@@ -122,7 +109,7 @@ impl Expiry {
             }
         }
         if excess > 0 {
-            for (key, value) in dispensable(live, now) {
+            for (key, value) in dispensable(found.live, now) {
                 let gone = removals.remove(tables, &key, &value, false)?;
                 excess = excess.saturating_sub(gone);
                 self.given_up += u64::from(gone > 0);
@@ -131,13 +118,59 @@ impl Expiry {
                 }
             }
         }
-        for (key, value) in &alone {
+        for (key, value) in &found.alone {
             if self.alone.contains(key) {
                 removals.remove_orphan(tables, key, value)?;
             }
         }
-        self.alone = alone.into_keys().collect();
-        removals.finish(tables)
+        self.alone = found.alone.into_keys().collect();
+        Ok(())
+    }
+}
+
+/// The connection table as it was read.
+#[derive(Default)]
+struct Found {
+    /// How many entries it had.
+    entries: usize,
+    /// The `FORWARD` entries of connections that are over.
+    expired: Vec<(ConnectionKey, Connection)>,
+    /// And of all others.
+    live: Vec<(ConnectionKey, Connection)>,
+    /// Stand-ins' ports that rest, each with when it was last used.
+    ports: Vec<(u64, ConnectionKey)>,
+    /// Entries without their connection.
+    alone: HashMap<ConnectionKey, Connection>,
+}
+
+impl Found {
+    fn read(tables: &Tables, now: u64) -> Result<Self> {
+        let mut found = Self::default();
+        let mut failure = None;
+        tables.connections.walk(|key, value| {
+            found.entries += 1;
+            if value.role == role::FORWARD {
+                if now.saturating_sub(value.last_seen) >= limit(&key, &value) {
+                    found.expired.push((key, value));
+                } else {
+                    found.live.push((key, value));
+                }
+            } else if lingers(&value, now) {
+                // Its connection is over, or half so and as little worth by now.
+                if now.saturating_sub(value.last_seen) >= CLOSED {
+                    found.ports.push((value.last_seen, key));
+                }
+            } else {
+                match has_master(tables, &key, &value) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        found.alone.insert(key, value);
+                    }
+                    Err(error) => failure = Some(error),
+                }
+            }
+        })?;
+        failure.map_or(Ok(found), Err)
     }
 }
 

@@ -418,14 +418,19 @@ impl Services {
             }
         }
         if tables.addresses.set_all(&values).is_ok() {
+            for (address, value) in &values {
+                self.addresses.written(address, *value);
+            }
             return Vec::new();
         }
-        let one_by_one = keys.into_iter().zip(&values);
-        let failed = one_by_one.filter_map(|(key, (address, value))| {
-            let written = tables.addresses.set(address, value);
-            Some((key.clone(), written.err()?))
-        });
-        failed.collect()
+        let mut failed = Vec::new();
+        for (key, (address, value)) in keys.into_iter().zip(&values) {
+            match tables.addresses.set(address, value) {
+                Ok(_) => self.addresses.written(address, *value),
+                Err(error) => failed.push((key.clone(), error)),
+            }
+        }
+        failed
     }
 
     /// Removes what leads to a Service and is not to any more; whether there was anything.
