@@ -16,7 +16,8 @@ use crate::host_ports::HostPorts;
 use crate::mac;
 use crate::netlink::Netlink;
 use crate::netns;
-use crate::wiring::{Link, look_up, remove_with};
+use crate::removals::Ask;
+use crate::wiring::{self, Link, look_up, remove_with};
 use crate::{requests, shaping};
 
 /// An ADD may be at work on an allocation this young.
@@ -107,6 +108,26 @@ pub fn collect(
         }
     }
     Ok(collected)
+}
+
+/// Leads nobody to the dead any more and cuts them off. What is left of them to remove are these; what could not be done, a collection
+/// meets again and says.
+///
+/// # Errors
+/// The store cannot be listed or the kernel asked at all.
+pub fn cut_off(
+    store: &Store,
+    host_ports: &HostPorts,
+    live: &dyn Fn(&Allocation) -> bool,
+) -> Result<Vec<Ask>, Failure> {
+    let mut host = Netlink::open()?;
+    let dead = store.list()?.into_iter().filter(|allocation| !live(allocation));
+    let left = dead.filter_map(|Allocation { attachment, .. }| {
+        // In the order of DEL, and for its reasons.
+        host_ports.remove(&attachment).ok()?;
+        wiring::cut_off(&mut host, &attachment).ok()
+    });
+    Ok(left.flatten().collect())
 }
 
 /// Collects the attachments whose network namespace is gone and whose device went with it, sparing the young. Says

@@ -8,7 +8,7 @@
 //! why.
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -32,6 +32,9 @@ pub const GONE: &str = "gone\n";
 /// How long the daemon may take for each step of an exchange. A group of 250 takes it a tenth of that; a daemon that is
 /// stopped or stuck keeps a DEL no longer.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Most devices asked for before the answers are read: each takes a file descriptor until then.
+const MOST: usize = 256;
 
 /// A request: which device to remove.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,13 +79,20 @@ impl FromStr for Ask {
     }
 }
 
-/// Asks the daemon that listens at `path` to remove a device. Whether it says that the device is gone; not so when there
-/// is no daemon or it does not answer in time, and then it may still remove the device later.
-pub fn ask(path: &Path, ask: &Ask) -> bool {
-    exchange(path, ask).is_ok_and(|answer| answer == GONE.as_bytes())
+/// Asks the daemon that listens at `path` to remove these devices, all before its first answer, so that they go together. Whether it
+/// says that all are gone; not so when there is no daemon or it does not answer in time, and then it may still remove them later.
+pub fn ask(path: &Path, asks: &[Ask]) -> bool {
+    let exchange = |gone, asks: &[Ask]| -> io::Result<bool> {
+        let streams: Vec<_> = asks.iter().map(|ask| say(path, ask)).collect::<io::Result<_>>()?;
+        // One that is refused is no reason not to wait for the others; one that is not answered is.
+        streams
+            .into_iter()
+            .try_fold(gone, |gone, stream| Ok(hear(stream)? == GONE.as_bytes() && gone))
+    };
+    asks.chunks(MOST).try_fold(true, exchange).unwrap_or(false)
 }
 
-fn exchange(path: &Path, ask: &Ask) -> std::io::Result<Vec<u8>> {
+fn say(path: &Path, ask: &Ask) -> io::Result<UnixStream> {
     let socket = socket(
         AddressFamily::Unix,
         SockType::Stream,
@@ -96,6 +106,10 @@ fn exchange(path: &Path, ask: &Ask) -> std::io::Result<Vec<u8>> {
     connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     let mut stream = UnixStream::from(socket);
     stream.write_all(format!("{ask}\n").as_bytes())?;
+    Ok(stream)
+}
+
+fn hear(mut stream: UnixStream) -> io::Result<Vec<u8>> {
     let mut answer = vec![0; MAX_LINE];
     let length = stream.read(&mut answer)?;
     answer.truncate(length);

@@ -6,7 +6,6 @@ use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use netlink_packet_core::NlasIterator;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -18,7 +17,7 @@ use crate::mac::{self, Mac};
 use crate::netlink::{Netlink, NetlinkError, Request};
 use crate::netns::Netns;
 use crate::node_file::NodeFile;
-use crate::removals::{self, Ask};
+use crate::removals::Ask;
 use crate::requests::{self, End};
 use crate::turn::Turn;
 
@@ -256,25 +255,24 @@ fn explain(plan: &Plan, error: NetlinkError) -> Failure {
     error.into()
 }
 
-/// Cuts the pod of `attachment` off at once, and asks the daemon that listens at `removals` to remove the host's end of
-/// its pair, together with others, and then what limits it. Whoever calls this looks afterwards, since the daemon may be away.
+/// Cuts the pod of `attachment` off at once. What is left to remove are these: the host's end of its pair, and what limits it.
 ///
 /// # Errors
 /// Code 100 when a device serves another, or with the kernel's answer.
-pub fn retire(attachment: &Attachment, removals: &Path) -> Result<(), Failure> {
-    let mut host = Netlink::open()?;
+pub fn cut_off(host: &mut Netlink, attachment: &Attachment) -> Result<Vec<Ask>, Failure> {
     let alias = attachment.to_string();
+    let mut left = Vec::new();
     for name in [mac::host_device(attachment), mac::rate_device(attachment)] {
-        let Some(link) = look_up(&mut host, &name)? else {
+        let Some(link) = look_up(host, &name)? else {
             continue;
         };
         check_served(&link, &alias)?;
         let index = link.index;
         // Should it be refused, the removal says why, or does it all the same.
         let _ = host.batch(&[requests::set_down(&name, index)]);
-        removals::ask(removals, &Ask { index, name });
+        left.push(Ask { index, name });
     }
-    Ok(())
+    Ok(left)
 }
 
 /// Removes the device `name`, and with one end of a pair the other; says whether it was there.

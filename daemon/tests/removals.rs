@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::slice;
 use std::sync::{Arc, Barrier};
 use std::thread;
 
@@ -43,7 +44,7 @@ impl Node {
             let ask = |ask| {
                 scope.spawn(move || {
                     barrier.wait();
-                    removals::ask(socket, ask)
+                    removals::ask(socket, slice::from_ref(ask))
                 })
             };
             let asked: Vec<_> = asks.iter().map(ask).collect();

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::error::Failure;
 use crate::mac::host_device;
 use crate::netlink::Netlink;
-use crate::{shaping, wiring};
+use crate::{removals, shaping, wiring};
 
 /// Unwires `attachment`.
 ///
@@ -18,7 +18,8 @@ pub fn del(attachment: &Attachment, config: &Config) -> Result<(), Failure> {
     // First what leads others here, so that nobody is sent to a pod that is half gone.
     host_ports.remove(attachment)?;
     // Then the devices: the addresses' rest begins when nothing can send from them any more.
-    wiring::retire(attachment, &config.removals_socket)?;
+    let left = wiring::cut_off(&mut Netlink::open()?, attachment)?;
+    removals::ask(&config.removals_socket, &left);
     // Whatever the daemon answered: one in another network namespace would be wrong in good faith.
     remove_devices(attachment)?;
     if let Some(store) = Store::open_existing(&config.ipam_directory, DEFAULT_REST) {

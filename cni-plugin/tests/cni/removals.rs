@@ -1,5 +1,6 @@
 //! DEL and the daemon that gathers removals: what it says is never relied on.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -20,16 +21,22 @@ struct Asked {
     ask: Ask,
 }
 
+/// The next who asks the daemon, and for what.
+fn next(daemon: &UnixListener) -> (UnixStream, Ask) {
+    let (stream, _) = daemon.accept().unwrap();
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line).unwrap();
+    let ask = line.trim_end().parse().unwrap();
+    (stream, ask)
+}
+
 fn asked() -> Asked {
     let node = Node::new(&DUAL);
     let pod = Namespace::new();
     node.add("a", &pod).succeeded();
     let daemon = UnixListener::bind(node.removals_socket()).unwrap();
     let del = node.start("DEL", "a", Path::new(""), &node.with(json!({})));
-    let (stream, _) = daemon.accept().unwrap();
-    let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line).unwrap();
-    let ask = line.trim_end().parse().unwrap();
+    let (stream, ask) = next(&daemon);
     Asked {
         node,
         pod,
@@ -89,4 +96,34 @@ fn a_socket_that_a_dead_daemon_left_and_a_file_in_its_place_are_no_hindrance() {
     node.add("b", &other).succeeded();
     node.del("b").succeeded();
     node.assert_empty();
+}
+
+// C6 C8
+#[test]
+fn gc_asks_for_all_that_is_dead_before_the_first_is_gone() {
+    let node = Node::new(&DUAL);
+    let pods: Vec<_> = ["a", "b", "c", "lives"].map(|id| (id, Namespace::new())).into();
+    for (id, pod) in &pods {
+        node.add(id, pod).succeeded();
+    }
+    let daemon = UnixListener::bind(node.removals_socket()).unwrap();
+    let keep = json!([{ "containerID": "lives", "ifname": "eth0" }]);
+    let config = node.with(json!({ "cni.dev/valid-attachments": keep }));
+    let gc = node.start("GC", "", Path::new(""), &config);
+    let asked: Vec<_> = (0..3).map(|_| next(&daemon)).collect();
+    let names: BTreeSet<_> = asked.iter().map(|(_, ask)| ask.name.clone()).collect();
+    assert_eq!(names, ["a", "b", "c"].map(device_of).into());
+    for (_, pod) in &pods[..3] {
+        assert!(pod.ip("-o link show eth0").contains("NO-CARRIER"));
+    }
+    assert_eq!(node.store().list().unwrap().len(), 4, "freed before they rest");
+    // It takes one, refuses one and hangs up on the last.
+    let [mut one, mut other, last] = <[_; 3]>::try_from(asked).unwrap();
+    node.namespace.ip(&format!("link del {}", one.1.name));
+    one.0.write_all(GONE.as_bytes()).unwrap();
+    other.0.write_all(b"no reason\n").unwrap();
+    drop(last);
+    finish(gc).succeeded();
+    assert_eq!(node.devices(), [device_of("lives")]);
+    assert_eq!(node.store().list().unwrap().len(), 1);
 }
