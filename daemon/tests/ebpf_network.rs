@@ -10,37 +10,11 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use ebpf_support::bulk::{PATIENCE, bulk, echo};
 use ebpf_support::hosts::hosts;
 use ebpf_support::{Desired, ip, key, on_node, port, sync};
 use sluice_daemon::proxy::ebpf::EbpfProxy;
 use sluice_daemon::state::service_port::{Family, FrontendKind, Place, Protocol};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-const BULK: usize = 1 << 20;
-
-/// Accepts one connection, sends all it gets back, and says who the client was.
-fn echo(listener: &TcpListener) -> SocketAddr {
-    let (mut stream, client) = listener.accept().unwrap();
-    let mut data = vec![0; BULK];
-    stream.read_exact(&mut data).unwrap();
-    stream.write_all(&data).unwrap();
-    client
-}
-
-/// Sends a megabyte to `address` and must get it back.
-fn bulk(address: SocketAddr) -> SocketAddr {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let data: Vec<u8> = (0..BULK).map(|byte| (byte % 251) as u8).collect();
-    let mut writer = stream.try_clone().unwrap();
-    let sent = data.clone();
-    let writing = std::thread::spawn(move || writer.write_all(&sent).unwrap());
-    let mut back = vec![0; BULK];
-    stream.read_exact(&mut back).unwrap();
-    writing.join().unwrap();
-    assert!(back == data, "what came back is not what was sent");
-    stream.local_addr().unwrap()
-}
 
 fn desired(family: Family, protocol: Protocol, backend: SocketAddr, place: Place) -> (Desired, SocketAddr) {
     let frontend = match family {
@@ -67,7 +41,7 @@ fn a_megabyte_each_way_through_a_node_port_to_a_local_endpoint() {
                 desired(family, Protocol::Tcp, backend.parse().unwrap(), Place::ThisNode);
             sync(&mut proxy, &desired);
             let serving = std::thread::spawn(move || echo(&listener));
-            let client = hosts.client.run(move || bulk(frontend));
+            let (client, _) = hosts.client.run(move || bulk(frontend));
             assert_eq!(serving.join().unwrap(), client, "the client's own address");
         }
     });

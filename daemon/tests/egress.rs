@@ -11,9 +11,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use ebpf_support::neighbour::Neighbour;
-use ebpf_support::{Node, ip, on_node};
+use ebpf_support::{Node, empty_folder, ip, on_node};
 use nix::libc;
-use nix::mount::{MsFlags, mount};
 use sluice_daemon::egress::{self, InForce, Masquerade, Outcome};
 
 /// Pods' addresses, which this node has on its loopback for the test's sake, and those of the node and of a host outside.
@@ -113,14 +112,7 @@ fn apply(wanted: &Masquerade, in_force: &mut Option<InForce>) -> Outcome {
 #[test]
 fn without_nf_tables_pods_leave_as_their_node_all_the_same() {
     on_node(|node| {
-        mount(
-            Some("tmpfs"),
-            "/run",
-            Some("tmpfs"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .unwrap();
+        empty_folder("/run");
         let outside = outside(node);
         hide_nfnetlink();
 

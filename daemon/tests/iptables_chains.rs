@@ -11,13 +11,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use ebpf_support::{Desired, key, on_node, port};
+use ebpf_support::{Desired, empty_folder, key, on_node, port};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount, umount};
 use sluice_daemon::proxy::iptables::IptablesProxy;
 use sluice_daemon::proxy::{Dirty, Proxy};
 use sluice_daemon::state::service_port::{Family, FrontendKind, Protocol};
-use variety::{backends, surroundings, variety};
+use variety::{adjusted, backends, sync, variety};
 
 const CLUSTER_IP: FrontendKind = FrontendKind::ClusterIp;
 
@@ -25,14 +25,7 @@ const CLUSTER_IP: FrontendKind = FrontendKind::ClusterIp;
 fn with(flavour: &'static str, test: impl FnOnce() + Send) {
     on_node(|_| {
         // The lock that all of the legacy flavour take is this node's own.
-        mount(
-            Some("tmpfs"),
-            "/run",
-            Some("tmpfs"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .unwrap();
+        empty_folder("/run");
         for family in ["iptables", "ip6tables"] {
             for rule in [
                 "-t nat -N KUBE-SERVICES",
@@ -76,18 +69,7 @@ fn saved(flavour: &str) -> String {
 }
 
 fn open() -> IptablesProxy {
-    let mut proxy = IptablesProxy::open().unwrap_or_else(|error| panic!("{error:#}"));
-    proxy
-        .adjust(&surroundings())
-        .unwrap_or_else(|error| panic!("{error:#}"));
-    proxy
-}
-
-fn sync(proxy: &mut IptablesProxy, desired: &Desired, dirty: &Dirty) {
-    let report = proxy
-        .sync(desired, dirty)
-        .unwrap_or_else(|error| panic!("{error:#}"));
-    assert!(report.failed.is_empty(), "{report:?}");
+    adjusted(IptablesProxy::open())
 }
 
 fn held_lock() -> Flock<File> {
@@ -341,8 +323,7 @@ fn what_a_tool_did_by_half_is_told_and_made_whole() {
 #[test]
 fn without_the_tool_it_says_which_package_has_it() {
     with("legacy", || {
-        let none: Option<&str> = None;
-        mount(Some("tmpfs"), "/usr/sbin", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        empty_folder("/usr/sbin");
         let error = IptablesProxy::open().err().expect("there is no tool");
         let said = format!("{error:#}");
         assert!(said.contains("package iptables"), "{said}");

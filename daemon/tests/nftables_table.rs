@@ -8,13 +8,12 @@ mod variety;
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use ebpf_support::{Desired, key, on_node, port};
-use nix::mount::{MsFlags, mount};
+use ebpf_support::{Desired, empty_folder, key, on_node, port};
 use sluice_daemon::netfilter::watch::{self, Watched};
 use sluice_daemon::proxy::nftables::{self, NftablesProxy};
 use sluice_daemon::proxy::{Dirty, Proxy};
 use sluice_daemon::state::service_port::{Family, FrontendKind, Protocol};
-use variety::{backends, surroundings, variety};
+use variety::{adjusted, backends, surroundings, sync, variety};
 
 const CLUSTER_IP: FrontendKind = FrontendKind::ClusterIp;
 
@@ -34,18 +33,7 @@ fn ruleset() -> String {
 }
 
 fn open() -> NftablesProxy {
-    let mut proxy = NftablesProxy::open().unwrap_or_else(|error| panic!("{error:#}"));
-    proxy
-        .adjust(&surroundings())
-        .unwrap_or_else(|error| panic!("{error:#}"));
-    proxy
-}
-
-fn sync(proxy: &mut NftablesProxy, desired: &Desired, dirty: &Dirty) {
-    let report = proxy
-        .sync(desired, dirty)
-        .unwrap_or_else(|error| panic!("{error:#}"));
-    assert!(report.failed.is_empty(), "{report:?}");
+    adjusted(NftablesProxy::open())
 }
 
 /// S18 S20
@@ -325,8 +313,7 @@ fn after_a_failure_datagrams_go_where_somebody_is() {
 #[test]
 fn without_the_tool_it_says_which_package_has_it() {
     on_node(|_| {
-        let none: Option<&str> = None;
-        mount(Some("tmpfs"), "/usr/sbin", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        empty_folder("/usr/sbin");
         let error = NftablesProxy::open().err().expect("there is no tool");
         let said = format!("{error:#}");
         assert!(said.contains("package nftables"), "{said}");

@@ -1,20 +1,18 @@
 //! Two pods of a node and another node with one, and what they say to each other.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::mpsc;
 
 use sluice_daemon::network::Device;
 use sluice_daemon::proxy::ebpf::EbpfProxy;
 use sluice_daemon::proxy::{Proxy, Surroundings};
 
+use crate::ebpf_support::bulk::{self, echo};
 use crate::ebpf_support::neighbour::Neighbour;
 use crate::ebpf_support::pods::{Pod, pod};
 use crate::ebpf_support::{Node, ip};
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
-pub const BULK: usize = 1 << 20;
 pub const A: [&str; 2] = ["10.244.1.2", "fd10:244:0:1::2"];
 pub const B: [&str; 2] = ["10.244.1.3", "fd10:244:0:1::3"];
 /// A pod of another node.
@@ -96,34 +94,16 @@ pub fn counter(proxy: &EbpfProxy, name: &str) -> u64 {
 }
 
 /// Serves one connection: sends back all it gets. What the server saw as the client comes out of the thread.
-pub fn serve(there: &Neighbour, at: SocketAddr) -> std::sync::mpsc::Receiver<SocketAddr> {
+pub fn serve(there: &Neighbour, at: SocketAddr) -> mpsc::Receiver<SocketAddr> {
     let listener = there.run(move || TcpListener::bind(at).unwrap());
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let (mut stream, client) = listener.accept().unwrap();
-        let mut data = vec![0; BULK];
-        stream.read_exact(&mut data).unwrap();
-        stream.write_all(&data).unwrap();
-        let _ = sender.send(client);
-    });
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || sender.send(echo(&listener)));
     receiver
 }
 
-/// A megabyte there and back; the client's own address and whom it saw.
+/// A megabyte from there and back; the client's own address and whom it saw.
 pub fn bulk(there: &Neighbour, to: SocketAddr) -> (SocketAddr, SocketAddr) {
-    there.run(move || {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let data: Vec<u8> = (0..BULK).map(|byte| (byte % 251) as u8).collect();
-        let mut writer = stream.try_clone().unwrap();
-        let sent = data.clone();
-        let writing = std::thread::spawn(move || writer.write_all(&sent).unwrap());
-        let mut back = vec![0; BULK];
-        stream.read_exact(&mut back).unwrap();
-        writing.join().unwrap();
-        assert!(back == data, "what came back is not what was sent");
-        (stream.local_addr().unwrap(), stream.peer_addr().unwrap())
-    })
+    there.run(move || bulk::bulk(to))
 }
 
 pub fn at(address: &str, port: u16) -> SocketAddr {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use sluice_daemon::proxy::Proxy;
 use sluice_daemon::state::service_port::{Family, FrontendKind, Place, Protocol, ServicePort};
 
-use crate::cluster::{A, B, FAR, PATIENCE, at, bulk, cluster, counter, ping, serve};
+use crate::cluster::{A, B, FAR, at, bulk, cluster, counter, ping, serve};
+use crate::ebpf_support::bulk::PATIENCE;
 use crate::ebpf_support::{Desired, ip, key, on_node, port, sync};
 
 fn service(frontends: &[(&str, FrontendKind)], backends: &[(SocketAddr, Place)]) -> ServicePort {

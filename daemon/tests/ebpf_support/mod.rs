@@ -6,6 +6,7 @@
 
 #![allow(dead_code, missing_docs, reason = "each test file uses what it needs of this")]
 
+pub mod bulk;
 pub mod device;
 pub mod hosts;
 pub mod icmp;
@@ -88,6 +89,12 @@ impl Drop for Cgroup {
 pub struct Node {
     /// Where the backend is attached.
     pub options: Options,
+}
+
+/// Hides what is in a folder, in the calling thread's mount namespace.
+pub fn empty_folder(path: &str) {
+    let none: Option<&str> = None;
+    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), none).unwrap();
 }
 
 /// Runs `test` on a node of its own.

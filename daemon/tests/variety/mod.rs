@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use sluice_daemon::proxy::Surroundings;
+use sluice_daemon::proxy::{Dirty, Proxy, Surroundings};
 use sluice_daemon::state::service_port::{
     Family, FrontendKind, Protocol, Scope, ServicePort, ServicePortKey, WhenEmpty,
 };
@@ -22,6 +22,22 @@ pub fn surroundings() -> Surroundings {
         ping: true,
         ..Surroundings::default()
     }
+}
+
+/// The proxy on that node.
+pub fn adjusted<P: Proxy>(opened: anyhow::Result<P>) -> P {
+    let mut proxy = opened.unwrap_or_else(|error| panic!("{error:#}"));
+    let adjusted = proxy.adjust(&surroundings());
+    adjusted.unwrap_or_else(|error| panic!("{error:#}"));
+    proxy
+}
+
+/// Has it serve what is desired.
+pub fn sync(proxy: &mut impl Proxy, desired: &Desired, dirty: &Dirty) {
+    let report = proxy
+        .sync(desired, dirty)
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(report.failed.is_empty(), "{report:?}");
 }
 
 /// Endpoints, the first so many.
