@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use sluice_lab::{Lab, Node, Options, wait_until};
 use sluice_tests::{PATIENCE, addresses, kubia_pods, manifest, service_entries, wait_for_answers};
@@ -69,6 +71,59 @@ fn a_service_that_the_kernel_lost_is_shown_as_such() {
     delete_frontend(&node, [127, 0, 0, 1], NODE_PORT);
     let lost = format!("the kernel has no entry for 127.0.0.1:{NODE_PORT}");
     wait_until("the loss is shown", PATIENCE, || Ok(failures().contains(&lost))).unwrap();
+}
+
+/// O2: beside what `ip` and `bridge` say of the same.
+#[test]
+fn the_ways_to_pods_are_shown_as_the_kernel_has_them() {
+    let lab = Lab::up(Options {
+        subnets: 2,
+        ..Options::default()
+    })
+    .unwrap();
+    let node = lab.node("node1");
+    let routes = lab.ctl_json("node1", &["routes"]).unwrap();
+    let mut paths = BTreeMap::<&str, usize>::new();
+    for route in routes.as_array().unwrap() {
+        assert_eq!(route["failure"], "", "{route}");
+        let field = |name: &str| route[name].as_str().unwrap_or_default();
+        *paths.entry(field("path")).or_default() += 1;
+        let cidr = field("podCIDR");
+        let family = if cidr.contains(':') { "-6" } else { "-4" };
+        let held = node.run(&["ip", family, "route", "show", cidr]).unwrap();
+        let wanted = match field("path") {
+            "this node" => "unreachable".to_owned(),
+            _ => format!("via {} dev {}", field("via"), field("device")),
+        };
+        assert!(held.contains(&wanted), "{wanted}: {held}");
+        if field("path") == "vxlan" {
+            let entries = node
+                .run(&["bridge", "fdb", "show", "dev", field("device")])
+                .unwrap();
+            let wanted = format!("dst {} ", field("tunnelEnd"));
+            assert!(entries.contains(&wanted), "{wanted}: {entries}");
+        }
+    }
+    assert_eq!(
+        paths,
+        BTreeMap::from([("this node", 2), ("direct", 2), ("vxlan", 2)])
+    );
+    let text = node.run(&["sluicectl", "routes"]).unwrap();
+    assert!(text.starts_with("POD CIDR"), "{text}");
+    assert_eq!(text.lines().count(), 1 + 6, "{text}");
+}
+
+/// O2: and a daemon that is given it goes by the same.
+#[test]
+fn the_configuration_that_is_in_force_is_shown_with_its_defaults() {
+    let lab = lab();
+    let node = lab.node("node1");
+    let config = lab.ctl_json("node1", &["config"]).unwrap();
+    assert_eq!(config["nodeName"], "node1");
+    assert_eq!(config["network"]["vxlan"]["port"], 8472);
+    let script = "sluicectl config > /run/config.yaml && sluiced --config /run/config.yaml --check-config";
+    let checked = node.sh(script).unwrap();
+    assert!(checked.ends_with("good, for node node1\n"), "{checked}");
 }
 
 /// Deletes a TCP frontend from the pinned table, behind the daemon's back.

@@ -129,6 +129,27 @@ pub struct Node {
     pub path: String,
 }
 
+/// The way to the pods of one CIDR.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    /// The pod CIDR.
+    #[serde(rename = "podCIDR")]
+    pub pod_cidr: String,
+    /// The node its pods are on.
+    pub node: String,
+    /// `this node`, `direct` or `vxlan`.
+    pub path: String,
+    /// The next hop; none on this node.
+    pub via: Option<IpAddr>,
+    /// The device towards it; empty on this node.
+    pub device: String,
+    /// Where the tunnel ends: the other node's address; none without a tunnel.
+    pub tunnel_end: Option<IpAddr>,
+    /// How the kernel now differs from that; empty if it has it all.
+    pub failure: String,
+}
+
 /// One balanced set of a Service, as the kernel has it now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

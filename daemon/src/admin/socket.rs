@@ -13,7 +13,8 @@ use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
-use super::report::{Connection, Node, Service, Status};
+use super::report::{Connection, Node, Route, Service, Status};
+use crate::config::Config;
 use crate::private_socket;
 
 /// A question to the daemon's owner task, with the way back for its answer, which is of the moment.
@@ -22,10 +23,14 @@ pub enum Question {
     Status(Answer<Status>),
     /// All nodes of the cluster.
     Nodes(Answer<Vec<Node>>),
+    /// The ways to all pods, as the kernel has them.
+    Routes(Answer<Result<Vec<Route>, String>>),
     /// All Services, as the kernel has them.
     Services(Answer<Result<Vec<Service>, String>>),
     /// All connections translated packet by packet.
     Connections(Answer<Result<Vec<Connection>, String>>),
+    /// What the daemon goes by.
+    Config(Answer<Config>),
 }
 
 /// The way back for an answer.
@@ -36,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 type Questions = mpsc::Sender<Question>;
 
-/// Serves `GET /v1/{status,nodes,services,connections}` on a socket at `path`, until the process ends.
+/// Serves `GET /v1/{status,nodes,routes,services,connections,config}` on a socket at `path`, until the process ends.
 ///
 /// # Errors
 /// The socket cannot be made, or another daemon listens on it.
@@ -45,8 +50,10 @@ pub async fn serve(path: &Path, questions: Questions) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/v1/status", get(|state| plain(state, Question::Status)))
         .route("/v1/nodes", get(|state| plain(state, Question::Nodes)))
+        .route("/v1/routes", get(|state| read(state, Question::Routes)))
         .route("/v1/services", get(|state| read(state, Question::Services)))
         .route("/v1/connections", get(|state| read(state, Question::Connections)))
+        .route("/v1/config", get(|state| plain(state, Question::Config)))
         .with_state(questions);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {

@@ -42,6 +42,7 @@ mod host_port_pass;
 mod node_file;
 mod node_passes;
 mod reporting;
+mod route_reports;
 mod service_pass;
 mod settling;
 
@@ -315,7 +316,7 @@ impl Agent {
                     continue;
                 }
                 Some(question) = inputs.questions.recv() => {
-                    self.answer(question);
+                    self.answer(question).await;
                     continue;
                 }
                 _ = audit.tick() => {

@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use anyhow::Context;
 use sluice_cni::names::IPAM_DIRECTORY;
 use sluice_ipam::{DEFAULT_REST, Store, Usage};
 
 use super::Agent;
+use super::route_reports::route_reports;
 use crate::admin::report;
 use crate::admin::socket::Question;
 use crate::network::paths::Path as NodePath;
@@ -16,7 +18,7 @@ use crate::state::service_port::{Protocol, ServicePort, ServicePortKey};
 
 impl Agent {
     /// Answers an operator; whoever asked may be gone.
-    pub(super) fn answer(&self, question: Question) {
+    pub(super) async fn answer(&self, question: Question) {
         let readable = |error: anyhow::Error| format!("{error:#}");
         match question {
             Question::Status(answer) => {
@@ -25,11 +27,17 @@ impl Agent {
             Question::Nodes(answer) => {
                 let _ = answer.send(self.node_reports());
             }
+            Question::Routes(answer) => {
+                let _ = answer.send(self.routes().await.map_err(readable));
+            }
             Question::Services(answer) => {
                 let _ = answer.send(self.service_reports().map_err(readable));
             }
             Question::Connections(answer) => {
                 let _ = answer.send(self.connection_reports().map_err(readable));
+            }
+            Question::Config(answer) => {
+                let _ = answer.send(self.config.clone());
             }
         }
     }
@@ -148,6 +156,14 @@ impl Agent {
                 path: path(node),
             })
             .collect()
+    }
+
+    async fn routes(&self) -> anyhow::Result<Vec<report::Route>> {
+        let outcome = self.outcome.as_ref();
+        let outcome = outcome.context("the network is not programmed yet; see: sluicectl status")?;
+        let held = self.network.observe(&outcome.tunnels).await?;
+        let own = (self.config.node_name.as_str(), self.routes.own.as_slice());
+        Ok(route_reports(own, outcome, &held))
     }
 
     fn service_reports(&self) -> anyhow::Result<Vec<report::Service>> {

@@ -223,7 +223,7 @@ impl Agent {
 
 fn surroundings(outcome: &network::Outcome, own: &[IpNetwork], view: &NodeView) -> Surroundings {
     let mut devices = vec![outcome.uplink.device.clone()];
-    devices.extend(outcome.tunnels.iter().cloned());
+    devices.extend(outcome.tunnels.values().cloned());
     let first = |addresses: Vec<IpAddr>| -> Vec<IpAddr> {
         [Family::V4, Family::V6]
             .into_iter()

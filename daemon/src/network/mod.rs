@@ -70,8 +70,8 @@ pub struct Uplink {
 pub struct Outcome {
     /// The uplink.
     pub uplink: Uplink,
-    /// The tunnel devices.
-    pub tunnels: Vec<Device>,
+    /// The tunnel devices, by the family of their underlay.
+    pub tunnels: BTreeMap<Family, Device>,
     /// MTU of pod interfaces in bytes.
     pub pod_mtu: u32,
     /// The devices of this node's pods, sorted by index.
@@ -210,7 +210,7 @@ impl Network {
         let outcome = Outcome {
             pods: left.pods.clone(),
             uplink: left.uplink.clone(),
-            tunnels: left.tunnels.values().cloned().collect(),
+            tunnels: left.tunnels.clone(),
             pod_mtu: left.pod_mtu,
             paths: decided.paths,
             problems,
@@ -220,6 +220,14 @@ impl Network {
         left.state = desired;
         self.left = Some(left).filter(|_| failed == 0);
         outcome
+    }
+
+    /// What the kernel holds between nodes now, where these are the tunnel devices.
+    ///
+    /// # Errors
+    /// The kernel's answer to a listing.
+    pub async fn observe(&self, tunnels: &BTreeMap<Family, Device>) -> anyhow::Result<desired::KernelState> {
+        Ok(self.kernel.observe(tunnels).await?.state)
     }
 
     /// Applies the differences: what others lean on first, what leans on others last; the other way round to remove.

@@ -56,6 +56,8 @@ enum Command {
     Status,
     /// The cluster's nodes, and how their pods are reached from here
     Nodes,
+    /// The way to the pods of every node, as the kernel has it
+    Routes,
     /// Service addresses, and how many endpoints the kernel has behind each
     Services,
     /// Every endpoint the kernel has behind every Service port
@@ -72,6 +74,8 @@ enum Command {
     Get(objects::Which),
     /// Remove objects from etcd, where that is the datastore; with a Node goes its claim to its pod CIDRs
     Delete(objects::Doomed),
+    /// What the daemon goes by: its configuration, with all defaults
+    Config,
     /// Print a completion script for a shell
     Completion {
         /// Which shell
@@ -103,6 +107,10 @@ fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             let nodes: Vec<report::Node> = ask(&arguments.socket, "nodes")?;
             print(output, &nodes, || tables::nodes(&nodes))?;
         }
+        Command::Routes => {
+            let routes: Vec<report::Route> = ask(&arguments.socket, "routes")?;
+            print(output, &routes, || tables::routes(&routes))?;
+        }
         Command::Services => {
             let services: Vec<report::Service> = ask(&arguments.socket, "services")?;
             print(output, &services, || tables::services(&services))?;
@@ -132,6 +140,11 @@ fn act(arguments: &Arguments) -> anyhow::Result<ExitCode> {
             print(output, &found, || object_tables::objects(kind, &found))?;
         }
         Command::Delete(doomed) => return objects::delete(&arguments.config, doomed),
+        Command::Config => {
+            let config: Config = ask(&arguments.socket, "config")?;
+            let text = serde_saphyr::to_string(&config).context("writing YAML")?;
+            print(output, &config, || text)?;
+        }
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Arguments::command(), "sluicectl", &mut script);

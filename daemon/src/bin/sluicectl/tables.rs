@@ -1,7 +1,7 @@
 //! Lists as tables without rulers: easy on the eye, easy on `grep` and `awk`.
 
 use comfy_table::{Table, presets};
-use sluice_daemon::admin::report::{Connection, Node, Service};
+use sluice_daemon::admin::report::{Connection, Node, Route, Service};
 
 use crate::allocations::Held;
 use crate::status::duration;
@@ -18,6 +18,25 @@ pub fn nodes(nodes: &[Node]) -> String {
         ]
     });
     table(["NODE", "ADDRESSES", "POD CIDRS", "PODS REACHED BY"], rows)
+}
+
+/// One row per pod CIDR.
+pub fn routes(routes: &[Route]) -> String {
+    let rows = routes.iter().map(|route| {
+        [
+            route.pod_cidr.clone(),
+            route.node.clone(),
+            route.path.clone(),
+            joined(route.via.as_slice()),
+            route.device.clone(),
+            joined(route.tunnel_end.as_slice()),
+            route.failure.clone(),
+        ]
+    });
+    table(
+        ["POD CIDR", "NODE", "PATH", "VIA", "DEVICE", "TUNNEL END", "NOTE"],
+        rows,
+    )
 }
 
 /// One row per frontend.
