@@ -23,20 +23,19 @@ const ROOMY: [&str; 2] = ["10.244.0.0/16", "fd00:244::/64"];
 /// More system calls than any call makes: a test that comes here would never end.
 const TOO_MANY: usize = 2000;
 
-/// Carries out a call and kills it as it enters its system call number `fatal`, from 0, which is then not carried out.
+/// Carries out a call with this config and kills it as it enters its system call number `fatal`, from 0, which is then not carried out.
 /// Whether it came that far.
 #[expect(
     clippy::zombie_processes,
     reason = "a traced process is waited for by its number"
 )]
-fn killed_at(node: &Node, verb: &str, netns: &Path, fatal: usize) -> bool {
+fn killed_at(node: &Node, verb: &str, netns: &Path, config: &str, fatal: usize) -> bool {
     let variables = [
         ("CNI_COMMAND", verb),
         ("CNI_CONTAINERID", "a"),
         ("CNI_NETNS", netns.to_str().unwrap()),
         ("CNI_IFNAME", "eth0"),
     ];
-    let config = node.with(json!({}));
     // Who starts a process to be traced must be who traces it: one thread does all.
     node.namespace.run(|| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
@@ -84,7 +83,7 @@ fn an_add_killed_at_any_system_call_is_put_right_by_gc_or_by_del_and_the_next_ad
     let node = Node::new(&ROOMY);
     let pod = Namespace::new();
     let mut at = 0;
-    while killed_at(&node, "ADD", &pod.path(), at) {
+    while killed_at(&node, "ADD", &pod.path(), &node.with(json!({})), at) {
         let held = node.store().list().unwrap().len();
         assert!(
             node.devices().len() <= held,
@@ -131,7 +130,7 @@ fn a_del_killed_at_any_system_call_is_finished_by_the_next_or_by_gc() {
     let mut at = 0;
     loop {
         let given = node.add("a", &pod).succeeded();
-        let killed = killed_at(&node, "DEL", Path::new(""), at);
+        let killed = killed_at(&node, "DEL", Path::new(""), &node.with(json!({})), at);
         let held = node.store().list().unwrap();
         if !node.devices().is_empty() {
             assert_eq!(held.len(), 1, "at {at}: freed while the device is there");
@@ -153,6 +152,35 @@ fn a_del_killed_at_any_system_call_is_finished_by_the_next_or_by_gc() {
     assert!(at > 20, "only {at} system calls were seen");
     node.assert_empty();
     assert_eq!(node.store().repair().unwrap(), []);
+}
+
+// C9 C8
+#[test]
+fn a_gc_killed_at_any_system_call_is_finished_by_the_next_or_by_del() {
+    let mut at = 0;
+    loop {
+        // A new one each time: the more addresses rest, the more system calls a GC makes.
+        let node = Node::new(&ROOMY);
+        let (dead, alive) = (Namespace::new(), Namespace::new());
+        let result = node.add("lives", &alive).succeeded();
+        node.add("a", &dead).succeeded();
+        let killed = killed_at(&node, "GC", Path::new(""), &node.gc_config(&["lives"]), at);
+        if killed && at % 2 == 0 {
+            node.gc(&["lives"]).succeeded();
+        } else if killed {
+            node.del("a").succeeded();
+        }
+        assert_eq!(node.devices(), [device_of("lives")], "at {at}");
+        assert_eq!(node.store().list().unwrap().len(), 1, "at {at}");
+        assert_eq!(node.store().repair().unwrap(), [], "at {at}");
+        assert!(node.check("lives", &alive, &result).success, "at {at}");
+        if !killed {
+            break;
+        }
+        at += 1;
+        assert!(at < TOO_MANY);
+    }
+    assert!(at > 20, "only {at} system calls were seen");
 }
 
 /// A filesystem of the test's own, gone when dropped.

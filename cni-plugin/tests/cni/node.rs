@@ -244,13 +244,17 @@ impl Node {
         )
     }
 
-    pub fn gc(&self, valid: &[&str]) -> Answer {
+    /// The config of a GC for which these live.
+    pub fn gc_config(&self, valid: &[&str]) -> String {
         let entries: Vec<_> = valid
             .iter()
             .map(|id| json!({ "containerID": id, "ifname": "eth0" }))
             .collect();
-        let config = self.with(json!({ "cni.dev/valid-attachments": entries }));
-        self.call("GC", "", Path::new(""), &config)
+        self.with(json!({ "cni.dev/valid-attachments": entries }))
+    }
+
+    pub fn gc(&self, valid: &[&str]) -> Answer {
+        self.call("GC", "", Path::new(""), &self.gc_config(valid))
     }
 
     pub fn devices(&self) -> Vec<String> {
