@@ -17,6 +17,10 @@ const TALK_NODE_PORT: u16 = 30077;
 /// Something that a kubelet or a controller has to do first.
 const PATIENCE_WITH_KUBELETS: Duration = Duration::from_secs(120);
 
+/// How long CoreDNS keeps an answer (`ttl` and `cache` in tests/manifests/coredns.yaml), also one that was asked for before it had heard of
+/// the last pod.
+const CACHED: Duration = Duration::from_secs(30);
+
 /// As many pods as a kubelet takes by default.
 const FULL: usize = 110;
 
@@ -83,7 +87,11 @@ fn names(lab: &Lab) -> Result<()> {
     };
     let own = field(lab, "pods -l app=db", ".status.podIPs[*].ip")?;
     ensure!(own.len() == 4, "two pods have the addresses {own:?}");
-    wait_until("the headless name is its pods", PATIENCE, || {
+    wait_until("its slices have its pods", PATIENCE_WITH_KUBELETS, || {
+        let slices = "endpointslices -l kubernetes.io/service-name=db";
+        Ok(field(lab, slices, ".endpoints[*].addresses[*]")? == own)
+    })?;
+    wait_until("the headless name is its pods", PATIENCE + CACHED, || {
         let found = resolve("db.default.svc.cluster.local")?;
         ensure!(found == own, "{found:?}, not {own:?}");
         Ok(true)
